@@ -1,0 +1,48 @@
+# One command each. Every target sets up .venv from the locked, hashed requirements by itself.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# One BLAS thread a worker: LAPACK's own threads fight with XLA's and with the other worker's.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: figures test test-full check lint bench docs lock clean
+
+figures: $(READY)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/dltheory run --all --profile quick --results results
+	$(BIN)/dltheory figures --results results --out figures
+	$(BIN)/dltheory claims --results results
+
+test: $(READY)
+	$(PYTEST) -n 2 --dist worksteal -q
+
+test-full: $(READY)
+	DLTHEORY_TEST_TIER=full $(PYTEST) -n 2 --dist worksteal -q
+
+check: lint test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(READY)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -q -p no:xdist --benchmark-only
+
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# Writes the lock anew from pyproject.toml; the only target that needs uv.
+lock:
+	uv pip compile pyproject.toml --extra experiments --extra cluster --extra docs --extra dev \
+	  --universal --generate-hashes --no-header --no-emit-index-url --no-annotate -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) results figures docs/_build dist build .benchmarks .hypothesis

@@ -1,0 +1,1 @@
+"""Theory of deep learning beside its measurement."""

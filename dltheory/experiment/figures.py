@@ -1,0 +1,219 @@
+"""Figures: theory as lines, measurement as bands, the same bytes every time.
+
+Matplotlib is imported when a figure is drawn. Everything happens under `style`, which replaces
+the user's own settings, so that a figure depends on the results and the version of matplotlib
+alone. A figure is made with `axes`, drawn on with `line`, `band` and matplotlib's own methods,
+and returned; the command line saves it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+# Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too light for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+# A second mark for each series, for print without colour.
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)))
+
+_MARKER: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 3.2,
+    "markerfacecolor": "white",
+    "markeredgewidth": 0.9,
+}
+_RC: dict[str, Any] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelcolor": "#111111",
+    "ytick.labelcolor": "#111111",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "svg.hashsalt": "dltheory",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+# What would otherwise put a date or a version into the file.
+_METADATA: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw under this project's settings, whatever the user's own are.
+
+    Yields:
+        Nothing.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(cast(Any, _RC))
+        yield
+
+
+@style()
+def axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (3.6, 2.7), **shared: Any):
+    """Make a figure with a grid of axes.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        size: Width and height of one of the axes, in inches.
+        **shared: `sharex`, `sharey` and the like, as `Figure.subplots` takes them.
+
+    Returns:
+        The figure, and an array of axes of shape `(rows, columns)`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+@style()
+def line(ax: "Axes", x: "ArrayLike", y: "ArrayLike", *, series: int = 0, label: str = "") -> None:
+    """Draw what theory predicts.
+
+    Args:
+        ax: Axes to draw on.
+        x: Abscissa, shape `(n,)`.
+        y: Prediction, shape `(n,)`.
+        series: Index of the series, which decides colour and dashes.
+        label: Entry of the legend; none if empty.
+    """
+    ax.plot(
+        np.asarray(x),
+        np.asarray(y),
+        color=COLORS[series % len(COLORS)],
+        linestyle=DASHES[series % len(DASHES)],
+        label=label or None,
+        zorder=3,
+    )
+
+
+@style()
+def band(
+    ax: "Axes",
+    x: "ArrayLike",
+    samples: "ArrayLike",
+    *,
+    spread: Literal["quantiles", "stderr"] = "quantiles",
+    series: int = 0,
+    label: str = "",
+) -> None:
+    """Draw what was measured: a centre and its spread.
+
+    Args:
+        ax: Axes to draw on.
+        x: Abscissa, shape `(n,)`.
+        samples: Measurements, shape `(samples, n)`; NaN is left out.
+        spread: `"quantiles"` marks the median within bands that hold the middle 50 % and 90 % of
+            the samples; `"stderr"` marks the mean within two standard errors.
+        series: Index of the series, which decides the colour.
+        label: Entry of the legend; none if empty.
+
+    Raises:
+        ValueError: If `spread` is neither of the two, or `samples` is not `(samples, n)`.
+    """
+    x, samples = np.asarray(x), np.asarray(samples)
+    if samples.ndim != 2 or samples.shape[1:] != x.shape:
+        raise ValueError(f"samples is of shape {samples.shape}, want (samples, {x.size})")
+    if spread == "quantiles":
+        lowest, low, centre, high, highest = np.nanquantile(
+            samples, [0.05, 0.25, 0.5, 0.75, 0.95], 0
+        )
+        bands = [(lowest, highest), (low, high)]
+    elif spread == "stderr":
+        count = np.sum(~np.isnan(samples), axis=0)
+        centre, error = np.nanmean(samples, 0), np.nanstd(samples, 0, ddof=1) / np.sqrt(count)
+        bands = [(centre - 2 * error, centre + 2 * error)]
+    else:
+        raise ValueError(f"spread is {spread!r}, want 'quantiles' or 'stderr'")
+
+    color = COLORS[series % len(COLORS)]
+    for lower, upper in bands:
+        ax.fill_between(x, lower, upper, color=color, alpha=0.22, linewidth=0, zorder=2)
+    ax.plot(
+        x,
+        centre,
+        linestyle="none",
+        markeredgecolor=color,
+        **_MARKER,
+        label=label or None,
+        zorder=4,
+    )
+
+
+@style()
+def legend(figure: "Figure") -> None:
+    """Name the labelled series once, below the figure, and say what lines and bands are.
+
+    Args:
+        figure: A figure whose axes are drawn.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    entries["theory"] = Line2D([], [], color="#555555")
+    entries["measurement"] = (
+        Patch(facecolor="#555555", alpha=0.3, linewidth=0),
+        Line2D([], [], linestyle="none", **_MARKER, markeredgecolor="#555555"),
+    )
+    columns = max(2, int(figure.get_figwidth() / 1.25))  # Entries are about that many inches wide.
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+
+
+@style()
+def save(figure: "Figure", stem: Path) -> list[Path]:
+    """Write a figure as SVG, PDF and PNG.
+
+    Args:
+        figure: The figure.
+        stem: Path without a suffix; its folder is created.
+
+    Returns:
+        The three paths.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, metadata in _METADATA.items():
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        figure.savefig(path, format=suffix, metadata=metadata)
+        paths.append(path)
+    return paths

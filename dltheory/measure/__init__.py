@@ -1,0 +1,1 @@
+"""Any `f(params, x)` in, arrays out. Holds no closed form."""

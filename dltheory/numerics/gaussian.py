@@ -1,0 +1,275 @@
+r"""Gaussian averages of one and two variables, exact at kinks.
+
+Gauss-Hermite rules lose their order at the first kink: they are wrong by per cents where this
+module is right to rounding. Here the line is cut at every kink into panels, each with a
+Gauss-Legendre rule. The panels are graded towards the origin, because a function of `h` whose
+features have scale one is steep in `z = h / sqrt(var)` when `var` is large.
+
+For a correlated pair the plane is rotated into two independent variables, the sum `p` and the
+difference `d`. The inner integral over `p` is cut at the kinks of both functions. What is left
+is smooth in `d` except where a kink of one function crosses a kink of the other, and the outer
+integral is cut there. No cut depends badly on the correlation, so that nothing is lost near or
+at correlations of one.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+_RULE = np.polynomial.legendre.leggauss(16)
+_PAIR_END = 8.6  # erfc(8.6 / sqrt(2)) = 8e-18, below the rounding of float64
+
+
+def expectation(
+    g: Callable[[Array], Array], var: ArrayLike = 1.0, *, kinks: Sequence[float] = ()
+) -> Array:
+    r"""Average of a function of one Gaussian variable.
+
+    .. math:: \mathbb{E}\, g(h), \qquad h \sim \mathcal{N}(0, \text{var})
+
+    In float64 the relative error is about 1e-14 for a function that is analytic between its
+    kinks and whose features of scale one lie near the origin, for every `var` up to 1e6. A
+    function that goes on oscillating on a scale of one is resolved up to a `var` of about 16.
+
+    Args:
+        g: Function from a scalar to a scalar; mapped over the nodes inside.
+        var: Variance, any shape; zero gives `g(0)`.
+        kinks: Points, in units of `h`, where `g` or one of its derivatives jumps. An object with
+            an attribute `kinks`, such as an `Activation`, brings its own.
+
+    Returns:
+        The average, of the shape of `var`; infinite where `g` grows so fast that the integral
+        diverges; NaN where `g` is NaN at a node. Its derivative with respect to `var` is exact
+        at kinks and jumps too, but NaN at `var = 0`.
+
+    Raises:
+        TypeError: If `g` does not map a real floating-point scalar to another.
+        ValueError: If `var` is negative (under tracing the result is NaN instead).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dltheory.numerics import gaussian
+        >>> print(f"{gaussian.expectation(jnp.abs, 2.0, kinks=(0.0,)):.4f}")  # 2 / sqrt(pi)
+        1.1284
+    """
+    (var,) = _floats(var)
+    dtype = var.dtype
+    _refuse(var < 0, f"var must be a variance, zero or more; got {var}")
+    mapped = _mapped("g", g, dtype)
+    points = _points("g", g, kinks)
+
+    end = float(np.sqrt(-1.98 * np.log(float(jnp.finfo(dtype).tiny))))
+    half_line = [*(1.47 * 3.0 ** np.arange(-6, 1)), 2.9, 5.0, *np.geomspace(9.0, end, 4)]
+    edges = jnp.asarray(np.concatenate([-np.flip(half_line), [0.0], half_line]), dtype)
+    std = jnp.sqrt(var)[..., None]
+    edges = jnp.broadcast_to(edges, (*var.shape, edges.size))
+    for k in points:
+        edges = _insert(edges, _over(k, std))
+    z, weights = _panels(edges)
+    total = jnp.sum(mapped(std * z) * weights * _density(z), axis=-1)
+
+    # The integral diverges if the integrand has not died out at the rim, the largest z for which
+    # the density is a normal number.
+    right, left = (mapped(sign * end * std[..., 0]) * (end * _density(edges[..., -1])) for sign in (1, -1))
+    size = jnp.abs(right) + jnp.abs(left)
+    floor = jnp.sqrt(jnp.finfo(dtype).eps) * (jnp.abs(total) + jnp.sqrt(jnp.finfo(dtype).tiny))
+    infinity = jnp.sign(right) * jnp.inf + jnp.sign(left) * jnp.inf
+    return jnp.where(var >= 0, jnp.where(size > floor, infinity, total), jnp.nan)
+
+
+def pair_expectation(
+    g1: Callable[[Array], Array],
+    g2: Callable[[Array], Array],
+    var1: ArrayLike,
+    var2: ArrayLike,
+    cov: ArrayLike,
+    *,
+    kinks: Sequence[float] = (),
+) -> Array:
+    r"""Average of a product of functions of two correlated Gaussian variables.
+
+    .. math::
+        \mathbb{E}\, g_1(u)\, g_2(v), \qquad
+        (u, v) \sim \mathcal{N}\!\left(0,
+        \begin{pmatrix} \text{var1} & \text{cov} \\ \text{cov} & \text{var2} \end{pmatrix}\right)
+
+    With :math:`\rho` the correlation, :math:`u = \sqrt{\text{var1}}\,(\alpha p + \beta d)` and
+    :math:`v = \pm\sqrt{\text{var2}}\,(\alpha p - \beta d)`, where :math:`p, d` are independent,
+    :math:`\alpha^2 = (1 + |\rho|)/2` and :math:`\beta^2 = (1 - |\rho|)/2`.
+
+    Args:
+        g1: Function of `u`, from a scalar to a scalar.
+        g2: Function of `v`, from a scalar to a scalar.
+        var1: Variance of `u`, any shape.
+        var2: Variance of `v`, of the same shape or a scalar.
+        cov: Covariance, of the same shape or a scalar; `cov**2 = var1 * var2` is allowed.
+        kinks: Kinks of both functions, in units of `u` and `v`; an object with an attribute
+            `kinks` brings its own.
+
+    Returns:
+        The average, of the common shape of the last three arguments; NaN where a function is
+        NaN at a node.
+
+    Raises:
+        TypeError: If a function does not map a real floating-point scalar to another.
+        ValueError: If the covariance matrix is not positive semi-definite (under tracing the
+            result is NaN instead).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dltheory.numerics import gaussian
+        >>> value = gaussian.pair_expectation(jnp.sign, jnp.sign, 1.0, 4.0, 1.0, kinks=(0.0,))
+        >>> print(f"{value:.4f}")  # 2 asin(1/2) / pi
+        0.3333
+    """
+    even = g1 is g2 and var1 is var2
+    var1, var2, cov = _floats(var1, var2, cov)
+    dtype = cov.dtype
+    eps = jnp.finfo(dtype).eps
+    _refuse((var1 < 0) | (var2 < 0), f"var1 and var2 must be variances; got {var1} and {var2}")
+    largest = jnp.sqrt(var1) * jnp.sqrt(var2)
+    outside = jnp.abs(cov) > largest * (1 + 16 * eps)
+    _refuse(outside, f"cov must be at most sqrt(var1 * var2) = {largest} in size; got {cov}")
+    mapped1, mapped2 = _mapped("g1", g1, dtype), _mapped("g2", g2, dtype)
+    points1, points2 = _points("g1", g1, kinks), _points("g2", g2, kinks)
+
+    # Rounding leaves a correlation of one at 1 - eps, and a kernel's slope is singular there.
+    degenerate = largest == 0
+    gap = jnp.where(degenerate, 1, 1 - jnp.abs(cov) / jnp.where(degenerate, 1, largest))
+    gap = jnp.where(gap < 8 * eps, 0, gap)
+    alpha, beta = jnp.sqrt(1 - gap / 2)[..., None], jnp.sqrt(gap / 2)[..., None]
+    sign = jnp.where(cov < 0, -1, 1).astype(dtype)[..., None]
+    std1, std2 = jnp.sqrt(var1)[..., None], jnp.sqrt(var2)[..., None]
+    steepness = jnp.maximum(std1, std2)
+
+    # Outer cuts: where a kink of g1 crosses one of g2, and graded towards d = 0, where their
+    # steep parts cross. The integrand is even in d for one function of two equal variances.
+    outer = _sorted_half_line(jnp.minimum(1.5, 1.5 / jnp.maximum(steepness * beta, 1 / _PAIR_END)))
+    if not even:
+        outer = jnp.concatenate([-jnp.flip(outer, -1), outer[..., 1:]], axis=-1)
+    for k1 in points1:
+        for k2 in points2:
+            crossing = (_over(k1, std1) - sign * _over(k2, std2)) / (2 * jnp.where(beta > 0, beta, 1))
+            outer = _insert(outer, jnp.where(beta > 0, crossing, 0))
+    d, outer_weights = _panels(outer)
+    outer_weights = outer_weights * _density(d) * (2 if even else 1)
+
+    def inner(d: Array) -> Array:
+        shift = beta * d[..., None] / alpha
+        size = jnp.abs(shift)
+        width = jnp.minimum(1.5, 1.5 / (steepness * alpha + 1 / _PAIR_END))
+        half = jnp.concatenate(
+            [size * 0, size - jnp.minimum(width, size / 2), size + _sorted_half_line(width)], axis=-1
+        )
+        half = jnp.minimum(half, _PAIR_END)
+        edges = jnp.concatenate([-jnp.flip(half, -1), half[..., 1:]], axis=-1)
+        for k in points1:
+            edges = _insert(edges, _over(k, std1) / alpha - shift)
+        for k in points2:
+            edges = _insert(edges, sign * _over(k, std2) / alpha + shift)
+        p, weights = _panels(edges)
+        u = std1 * (alpha * p + beta * d[..., None])
+        v = sign * std2 * (alpha * p - beta * d[..., None])
+        return jnp.sum(mapped1(u) * mapped2(v) * weights * _density(p), axis=-1)
+
+    # One outer node at a time: the nodes of the plane are never all in memory.
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + node[1] * inner(node[0]), None
+
+    nodes = jnp.moveaxis(d, -1, 0), jnp.moveaxis(outer_weights, -1, 0)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(cov), nodes)
+    return jnp.where((var1 >= 0) & (var2 >= 0) & ~outside, total, jnp.nan)
+
+
+def check_scalar_function(name: str, g: Callable[[Array], Array], dtype: jnp.dtype) -> None:
+    """Refuse a function that does not map a real floating-point scalar to another.
+
+    Args:
+        name: What the caller calls the function.
+        g: The function.
+        dtype: Dtype of its argument.
+
+    Raises:
+        TypeError: If it returns another shape or another kind of number.
+    """
+    out = jax.eval_shape(g, jax.ShapeDtypeStruct((), dtype))
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
+        raise TypeError(f"{name} must map a scalar to a scalar; it returned {out}")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return real floating-point numbers; it returned {out.dtype}. "
+            "Let it return a float, for instance by .astype(h.dtype)"
+        )
+
+
+def _floats(*args: ArrayLike) -> list[Array]:
+    """The arguments as arrays of one floating dtype and one shape."""
+    dtype = jnp.result_type(float, *(a for a in args if not isinstance(a, int)))
+    return list(jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in args)))
+
+
+def _refuse(bad: Array, text: str) -> None:
+    """Raise ValueError where `bad` holds, unless it is traced."""
+    if not isinstance(bad, Tracer) and bool(jnp.any(bad)):
+        raise ValueError(text)
+
+
+def _mapped(name: str, g: Callable, dtype: jnp.dtype) -> Callable[[Array], Array]:
+    """Check `g` and map it over arrays."""
+    check_scalar_function(name, g, dtype)
+    return lambda h: jnp.vectorize(g)(h).astype(dtype)
+
+
+def _points(name: str, g: Callable, kinks: Sequence[float]) -> tuple[float, ...]:
+    """The kinks given and those that `g` brings, sorted."""
+    points = sorted({float(k) for k in (*kinks, *getattr(g, "kinks", ()))})
+    if not all(np.isfinite(points)):
+        raise ValueError(f"kinks of {name} must be finite; got {tuple(points)}")
+    return tuple(points)
+
+
+def _over(kink: float, std: Array) -> Array:
+    """A kink in units of the standard deviation; zero stays zero where `std` is zero."""
+    if kink == 0:
+        return jnp.zeros_like(std)
+    return kink / std
+
+
+def _insert(edges: Array, cut: Array) -> Array:
+    """Insert `cut`, shape `(..., 1)`, into sorted `edges`, clipped to their range."""
+    cut = jnp.clip(cut, edges[..., :1], edges[..., -1:])
+    below = jnp.concatenate([edges[..., :1], edges], axis=-1)
+    above = jnp.concatenate([edges, edges[..., -1:]], axis=-1)
+    # Not by maximum and minimum: at a tie they would give each side half of the derivative.
+    return jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
+
+
+def _panels(edges: Array) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and weights of all panels, shape `(..., panels * nodes)`."""
+    nodes, weights = (jnp.asarray(a, edges.dtype) for a in _RULE)
+    half = (edges[..., 1:] - edges[..., :-1])[..., None] / 2
+    middle = (edges[..., 1:] + edges[..., :-1])[..., None] / 2
+    flat = (*edges.shape[:-1], -1)
+    z, w = middle + half * _like(nodes, half), half * _like(weights, half)
+    return z.reshape(flat), w.reshape(flat)
+
+
+def _like(row: Array, array: Array) -> Array:
+    """`row` with as many leading axes of length one as `array` has."""
+    return row.reshape((1,) * (array.ndim - 1) + row.shape)
+
+
+def _sorted_half_line(width: Array) -> Array:
+    """Edges from zero to the end of the axis, geometric from `width` on; `width` is `(..., 1)`."""
+    middle = jnp.sqrt(width * _PAIR_END)
+    return jnp.concatenate([0 * width, width, middle, jnp.full_like(width, _PAIR_END)], axis=-1)
+
+
+def _density(z: Array) -> Array:
+    """Standard normal density."""
+    return jnp.exp(-z * z / 2) / np.sqrt(2 * np.pi).astype(z.dtype)

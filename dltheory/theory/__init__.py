@@ -1,0 +1,1 @@
+"""Scalars, spectra and activations in, numbers out. Runs no network."""

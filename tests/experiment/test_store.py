@@ -1,0 +1,409 @@
+"""A result is whole or absent, and never read back wrong."""
+
+import errno
+import hashlib
+import io
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dltheory.experiment import store
+from tests.tier import cases
+
+ARRAYS = {"values": np.arange(6.0).reshape(2, 3), "flag": np.array(True)}
+MANIFEST = {"config": {"width": 4}, "config_hash": "abc"}
+
+
+def is_whole(folder):
+    manifest, arrays = store.load(folder)
+    return manifest["config_hash"] == "abc" and np.array_equal(arrays["values"], ARRAYS["values"])
+
+
+# --- what goes in comes out ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3)),
+        np.array(2.5),
+        np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324]),
+        np.array([1 + 2j, -3j], np.complex64),
+        np.array([1.5, -2.0], np.float16),
+        np.array([[1, 2], [3, 4]], np.int8).T,
+        np.array([True, False]),
+        np.array([2**64 - 1], np.uint64),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_arrays_come_back_bit_for_bit(tmp_path, array):
+    store.save(tmp_path / "r", {"a": array}, MANIFEST)
+    _, arrays = store.load(tmp_path / "r")
+    assert arrays["a"].dtype == array.dtype
+    assert arrays["a"].shape == array.shape
+    assert arrays["a"].tobytes() == array.tobytes()
+
+
+def test_the_same_result_is_the_same_bytes(tmp_path):
+    store.save(tmp_path / "one", ARRAYS, MANIFEST)
+    store.save(tmp_path / "two", dict(reversed(ARRAYS.items())), MANIFEST)
+    for name in (store.ARRAYS, store.MANIFEST):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_numpy_reads_the_arrays_by_itself(tmp_path):
+    store.save(tmp_path / "r", ARRAYS, MANIFEST)
+    with np.load(tmp_path / "r" / store.ARRAYS) as arrays:
+        assert np.array_equal(arrays["values"], ARRAYS["values"])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([object()]),
+        np.array(["text"]),
+        np.zeros(2, ml_dtypes.bfloat16),
+        np.zeros(2, [("field", float)]),
+        np.zeros(2, "datetime64[s]"),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_other_arrays_are_refused_before_anything_is_written(tmp_path, array):
+    with pytest.raises(TypeError, match=r"array 'a' is of dtype .*results hold booleans"):
+        store.save(tmp_path / "r", {"a": array}, MANIFEST)
+    assert not list(tmp_path.iterdir())
+
+
+# --- names and configurations ----------------------------------------------------------------
+
+HOSTILE = ["", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\n", "-rf", ".hidden"]
+HOSTILE += ["CON", "nul.txt", "com1", "naïve", "a b", "~", "$HOME", "x" * 101, "end.", None, 3]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_hostile_names_are_refused(name):
+    with pytest.raises(ValueError, match="cannot be a folder: use 1 to 100 of"):
+        store.check_name(name)
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True))
+def test_an_accepted_name_is_one_folder_below(name):
+    try:
+        store.check_name(name)
+    except ValueError:
+        return
+    assert Path("/root", name).parent == Path("/root")
+    assert os.path.normpath(f"/root/{name}") == f"/root/{name}"
+    assert name.isascii()
+    assert name.isprintable()
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: object = 0.1
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    widths: tuple = (1, 2)
+
+
+def test_canonical_json_is_one_text():
+    assert store.canonical(Outer()) == '{"inner":{"rate":0.1},"widths":[1,2]}'
+    assert store.canonical({"b": 1, "a": None}) == store.canonical({"a": None, "b": 1})
+    assert store.fingerprint(Outer()) != store.fingerprint(
+        Outer(Inner(np.nextafter(0.1, 1).item()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("leaf", "error", "text"),
+    [
+        (float("nan"), ValueError, "config.inner.rate is nan: a configuration holds finite"),
+        (float("inf"), ValueError, "config.inner.rate is inf: a configuration holds finite"),
+        (np.float32(1), TypeError, "config.inner.rate is a float32.*with .item()"),
+        (np.float64(1), TypeError, "config.inner.rate is a float64.*with .item()"),
+        (print, TypeError, "config.inner.rate is a builtin_function_or_method"),
+        ({1}, TypeError, "config.inner.rate is a set"),
+        ({1: 2}, TypeError, "config.inner.rate has the key 1: keys are text"),
+        ([0, [np.int64(1)]], TypeError, r"config.inner.rate\[1\]\[0\] is a int64"),
+    ],
+    ids=repr,
+)
+def test_canonical_names_the_field_it_refuses(leaf, error, text):
+    with pytest.raises(error, match=text):
+        store.canonical(Outer(Inner(leaf)))
+
+
+# --- whole or not at all ---------------------------------------------------------------------
+
+STEPS = ("mkdir", "open", "write", "fsync", "close", "rename")
+
+
+def fail_at(monkeypatch, step, error):
+    """Let the `step`-th call of the system raise; a write does half of its work first."""
+    calls = []
+
+    def guard(name, call):
+        def guarded(*args, **kwargs):
+            calls.append(name)
+            if len(calls) != step:
+                return call(*args, **kwargs)
+            if name == "write":
+                call(args[0], args[1][: len(args[1]) // 2])
+            raise error
+
+        return guarded
+
+    for name in STEPS:
+        monkeypatch.setattr(os, name, guard(name, getattr(os, name)))
+    return calls
+
+
+def all_steps(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        calls = fail_at(patch, 0, None)
+        store.save(tmp_path / "dry" / "new" / "run", ARRAYS, MANIFEST)
+    return calls
+
+
+class Death(BaseException):
+    """The process dies here."""
+
+
+def test_files_are_synced_before_the_rename_and_the_folder_after_it(tmp_path):
+    steps = all_steps(tmp_path)
+    assert steps.count("rename") == 1
+    before, after = steps[: steps.index("rename")], steps[steps.index("rename") + 1 :]
+    file, folder = ["open", "write", "fsync", "close"], ["open", "fsync", "close"]
+    assert before[-12:] == ["mkdir", *file, *file, *folder]
+    assert after == folder
+
+
+def test_death_at_any_step_leaves_it_whole_or_absent(tmp_path, monkeypatch):
+    steps = all_steps(tmp_path)
+    committed = steps.index("rename") + 1
+    # The dead do not clean up.
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    for step in range(1, len(steps) + 1):
+        folder = tmp_path / str(step) / "new" / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(patch, step, Death())
+            with pytest.raises(Death):
+                store.save(folder, ARRAYS, MANIFEST)
+        assert folder.exists() == (step > committed), steps[step - 1]
+        if folder.exists():
+            assert is_whole(folder)
+        else:
+            store.save(folder, ARRAYS, MANIFEST)
+            assert is_whole(folder)
+
+
+def test_a_full_disk_at_any_step_is_an_error_with_the_path_and_no_leftovers(tmp_path):
+    steps = all_steps(tmp_path)
+    committed = steps.index("rename") + 1
+    for step in range(1, len(steps) + 1):
+        folder = tmp_path / str(step) / "run"
+        folder.parent.mkdir()
+        store.save(folder.parent / "old", ARRAYS, MANIFEST)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = fail_at(patch, step, OSError(errno.ENOSPC, "No space left on device"))
+            try:
+                store.save(folder, ARRAYS, MANIFEST)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+                assert str(folder) in str(error)  # noqa: PT017
+            else:
+                assert len(calls) < step  # The folders above were there: fewer steps.
+        left = {path.name for path in folder.parent.iterdir()}
+        assert left <= {"old", "run"}
+        assert is_whole(folder.parent / "old")
+        if "run" in left:
+            assert is_whole(folder)
+        else:
+            assert step <= committed
+
+
+WRITER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("store", sys.argv[1])
+store = importlib.util.module_from_spec(spec); spec.loader.exec_module(store)
+import numpy as np
+from pathlib import Path
+for i in range(10**6):
+    store.save(Path(sys.argv[2], f"r{i}"), {"a": np.full(2000, float(i))}, {"i": i})
+    print(i, flush=True)
+"""
+
+
+def test_sigkill_loses_nothing_that_was_reported(tmp_path):
+    wait = random.Random(0)
+    for attempt in range(cases(100)):
+        root = tmp_path / str(attempt)
+        command = [sys.executable, "-c", WRITER, store.__file__, str(root)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "0\n"
+            try:
+                process.wait(wait.uniform(0, 0.05))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            reported = [0, *(int(line) for line in process.stdout.read().split("\n")[:-1])]
+        results = {path.name for path in root.iterdir() if not path.name.startswith(".tmp-")}
+        assert {f"r{i}" for i in reported} <= results
+        for name in results:
+            manifest, arrays = store.load(root / name)
+            assert name == f"r{manifest['i']}"
+            assert np.array_equal(arrays["a"], np.full(2000, float(manifest["i"])))
+
+
+def test_one_of_many_writers_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "lexists", lambda path: Path(path, store.MANIFEST).exists())
+    for attempt in range(cases(100)):
+        barrier, wins = threading.Barrier(4), []
+
+        def write(i, folder=tmp_path / f"r{attempt}", barrier=barrier, wins=wins):
+            barrier.wait()
+            try:
+                store.save(folder, {"a": np.full(9, i)}, MANIFEST)
+            except FileExistsError:
+                return
+            wins.append(i)
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wins) == 1
+        assert store.load(tmp_path / f"r{attempt}")[1]["a"][0] == wins[0]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_result_is_never_replaced(tmp_path):
+    store.save(tmp_path / "r", ARRAYS, MANIFEST)
+    with pytest.raises(FileExistsError, match="r exists: a result is written once, remove it"):
+        store.save(tmp_path / "r", {}, MANIFEST)
+    assert is_whole(tmp_path / "r")
+
+
+# --- never read back wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [store.ARRAYS, store.MANIFEST])
+def test_every_flip_and_every_truncation_is_detected_by_name(tmp_path, name):
+    store.save(tmp_path / "r", ARRAYS, MANIFEST)
+    path = tmp_path / "r" / name
+    whole = path.read_bytes()
+    flips = [
+        whole[:i] + bytes([byte ^ 1 << i % 8]) + whole[i + 1 :] for i, byte in enumerate(whole)
+    ]
+    cuts = [whole[:i] for i in range(len(whole))]
+    for damaged in [*flips, *cuts, whole + b"\0"]:
+        path.write_bytes(damaged)
+        with pytest.raises(store.ResultError, match=re.escape(str(path))):
+            store.load(tmp_path / "r")
+    path.write_bytes(whole)
+    assert is_whole(tmp_path / "r")
+
+
+def test_an_absent_file_is_named(tmp_path):
+    for name in (store.ARRAYS, store.MANIFEST):
+        store.save(tmp_path / name.removesuffix(".npz"), ARRAYS, MANIFEST)
+        (tmp_path / name.removesuffix(".npz") / name).unlink()
+        with pytest.raises(store.ResultError, match=f"{name} is absent"):
+            store.load(tmp_path / name.removesuffix(".npz"))
+
+
+def forge(folder, data, **entries):
+    """Write a folder whose hashes are right, as an adversary could."""
+    folder.mkdir()
+    (folder / store.ARRAYS).write_bytes(data)
+    files = {store.ARRAYS: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    manifest = {"format": store.FORMAT, "files": files, **entries}
+    (folder / store.MANIFEST).write_bytes(store._seal(manifest))
+
+
+def npz(members, compression=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def npy(header, payload=b""):
+    text = (header + " " * (-(len(header) + 11) % 64) + "\n").encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + payload
+
+
+def header(shape, descr="<f8", order="False"):
+    return f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}"
+
+
+PICKLE = io.BytesIO()
+np.lib.format.write_array(PICKLE, np.array([{}], object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (npz({"a.npy": npy(header((2**40,)))}), r"claims shape \(1099511627776,\), its bytes say"),
+        (npz({"a.npy": npy(header((-1, -8)), b"\0" * 64)}), "its bytes say otherwise"),
+        (npz({"a.npy": npy(header((2, 2), order="True"), b"\0" * 32)}), "its bytes say otherwise"),
+        (npz({"a.npy": npy(header((1,)), b"\0" * 9)}), "its bytes say otherwise"),
+        (npz({"a.npy": PICKLE.getvalue()}), "is of dtype object"),
+        (npz({"a.npy": b"\0" * 10**6}, zipfile.ZIP_DEFLATED), "a member is compressed"),
+        (npz({"../a.npy": npy(header((1,)), b"\0" * 8)}), "'../a' cannot be a folder"),
+        (npz({"a.npy": b"hello"}), "is no result"),
+        (b"hello", "not a zip file"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_hostile_arrays_with_right_hashes_are_refused(tmp_path, data, text):
+    forge(tmp_path / "r", data)
+    with pytest.raises(store.ResultError, match=text) as caught:
+        store.load(tmp_path / "r")
+    assert str(tmp_path / "r" / store.ARRAYS) in str(caught.value)
+
+
+def test_hostile_manifests_are_refused(tmp_path):
+    forge(tmp_path / "a", b"", files={})
+    with pytest.raises(store.ResultError, match=r"manifest.json does not describe arrays.npz"):
+        store.load(tmp_path / "a")
+    forge(tmp_path / "b", b"", format=99)
+    with pytest.raises(store.ResultError, match="is of format 99, this version reads 1"):
+        store.load(tmp_path / "b")
+    forge(tmp_path / "c", b"")
+    (tmp_path / "c" / store.MANIFEST).write_bytes(b"[" * 10**6)
+    with pytest.raises(store.ResultError, match=r"manifest.json is damaged"):
+        store.load(tmp_path / "c")
+
+
+def test_a_link_is_not_followed(tmp_path):
+    store.save(tmp_path / "r", ARRAYS, MANIFEST)
+    (tmp_path / "r" / store.ARRAYS).rename(tmp_path / "elsewhere")
+    (tmp_path / "r" / store.ARRAYS).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(store.ResultError, match=r"arrays.npz cannot be read"):
+        store.load(tmp_path / "r")
+
+
+def test_a_file_that_never_ends_is_refused(tmp_path):
+    store.save(tmp_path / "r", ARRAYS, MANIFEST)
+    (tmp_path / "r" / store.ARRAYS).unlink()
+    os.mkfifo(tmp_path / "r" / store.ARRAYS)
+    with pytest.raises(store.ResultError, match=r"arrays.npz is no plain file of at most"):
+        store.load(tmp_path / "r")
