@@ -1,8 +1,13 @@
 """The harshest settings JAX offers, for every test: float64, no implicit promotion of any kind."""
 
+import os
+
 import jax
 import pytest
 from hypothesis import settings
+
+# Batches of LAPACK calls that run at once block XLA's CPU threads for good if there are too few.
+os.environ.setdefault("NPROC", "16")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -84,6 +84,9 @@ def worst(
     Returns:
         The `Claim` of the entry with the largest error relative to its tolerance; an entry with a
         NaN is worse than all others.
+
+    Raises:
+        ValueError: If there are no entries.
     """
     entries = np.broadcast_arrays(*(np.asarray(a, float) for a in (predicted, measured, tolerance)))
     if entries[0].size == 0:

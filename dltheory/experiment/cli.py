@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _list()
         if verb not in commands:
             raise UsageError(f"{verb!r} is no command, want list, {', '.join(commands)}")
+        # Each batch of LAPACK calls holds one of XLA's CPU threads while it waits for others of the
+        # same pool: as many batches at once as there are cores, and nothing moves again. More
+        # threads than batches cure it; XLA reads their number from here before its first use.
+        os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
         options, experiments = _parse(verb, words)
         return commands[verb](experiments, options)
     except UsageError as error:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from dltheory.measure import passes
 from dltheory.measure.passes import Measured
@@ -132,7 +133,7 @@ def layer_spectra(f: Callable, params: Any, x: Array, *, coupled: bool = False) 
         Array([[6., 6., 6.]], dtype=float32)
     """
     leaves, structure = jax.tree.flatten((params, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         measured = passes.prepare(f, params, x)
         spectra, moved = _spectra(measured, params, x, coupled)
     else:
@@ -226,7 +227,7 @@ def _in_run_order(measured: Measured, spectra: _Stacks) -> LayerSpectra:
         local.append(min(before, measured.features("output")))
 
     # Slicing on the host: on the device every index would be a program of its own.
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(spectra))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(spectra))
     spectra = spectra if traced else jax.device_get(spectra)
 
     def pick(stack, place, length):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from dltheory.networks import sites
 from dltheory.networks.sites import Program, SiteError
@@ -189,7 +190,7 @@ def refuse_coupling(moved: dict[str, Array]) -> Array:
         SiteError: Naming the first layer that mixes examples.
     """
     total = jnp.stack(list(moved.values())).max()
-    if isinstance(total, jax.core.Tracer):
+    if isinstance(total, Tracer):
         return jnp.where(total > 0, jnp.nan, 0.0).astype(total.dtype)
     for text, amount in moved.items():
         if amount > 0:

@@ -1,5 +1,6 @@
 """The signal on its way through a model: lengths, correlations, gradient norms, by layer."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from dltheory.measure import passes
 from dltheory.measure.passes import Measured
 from dltheory.networks import sites
 from dltheory.networks.sites import Site
+from dltheory.numerics import norms
 from dltheory.numerics.results import Moments
 
 
@@ -64,13 +66,12 @@ def moments(f: Callable, params: Any, x: Array) -> Moments:
     q, c = {}, {}
     for text, array in values.items():
         rows = measured.per_example(text, array)
-        # A square may underflow or overflow where the value does not.
-        largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-        unit = rows / jnp.where(largest == 0, 1, largest)
-        squares = jnp.mean(unit**2, axis=-1)
-        q[text] = largest[..., 0] ** 2 * squares
-        unit = unit / jnp.sqrt(squares)[..., None]
-        c[text] = jnp.einsum("a...i,b...i->ab...", unit, unit) / unit.shape[-1]
+        length = _norms(norms.global_norm, rows)
+        q[text] = (length / math.sqrt(rows.shape[-1])) ** 2
+        # Twice by the root: the reciprocal of a large length is flushed to zero.
+        root = 1 / jnp.sqrt(length)[..., None]
+        unit = rows * root * root
+        c[text] = jnp.einsum("a...i,b...i->ab...", unit, unit)
     q = _stack({text: jnp.moveaxis(a, 0, -1) for text, a in q.items()}, measured)
     c = _stack({text: jnp.moveaxis(a, (0, 1), (-2, -1)) for text, a in c.items()}, measured)
     return Moments(q, c, None)
@@ -121,14 +122,18 @@ def gradient_norms(
             )
         return value
 
-    norms = {}
+    logs = {}
     for text, delta in jax.grad(total)(taps).items():
         rows = measured.per_example(text, delta)
-        largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-        squares = jnp.sum((rows / jnp.where(largest == 0, 1, largest)) ** 2, axis=-1)
-        norms[text] = jnp.moveaxis(jnp.log(largest[..., 0]) + jnp.log(squares) / 2, 0, -1)
+        logs[text] = jnp.moveaxis(_norms(norms.log_global_norm, rows), 0, -1)
     found = tuple(site for site, _ in sites.expand(measured.program.layers))
-    return GradientNorms(found, _stack(norms, measured))
+    return GradientNorms(found, _stack(logs, measured))
+
+
+def _norms(norm: Callable[[Array], Array], rows: Array) -> Array:
+    """A norm of each row, the last axis."""
+    flat = jax.vmap(norm)(rows.reshape(-1, rows.shape[-1]))
+    return flat.reshape(rows.shape[:-1])
 
 
 def _stack(rows: dict[str, Array], measured: Measured) -> Array:

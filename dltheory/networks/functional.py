@@ -60,7 +60,7 @@ def pure(
     if nnx is not None and isinstance(model, nnx.Module):
         return _pure_nnx(nnx, model, variables, rngs, options)
     raise TypeError(
-        f"model is a {type(model).__name__}; want a Linen or an NNX module. "
+        f"model has the type {type(model).__name__}; want a Linen or an NNX module. "
         "A function f(params, x) is pure already"
     )
 

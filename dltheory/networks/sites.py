@@ -184,7 +184,7 @@ def parse(site: "Site | str") -> tuple[str, tuple[int, ...] | None]:
     return text, None if index is None else tuple(int(number) for number in index.split(","))
 
 
-def trace(f: Callable, params: Any, x: Array) -> Program:
+def trace(f: Callable, params: Any, x: Array | jax.ShapeDtypeStruct) -> Program:
     """Trace a model and find its layers.
 
     Args:

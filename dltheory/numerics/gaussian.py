@@ -57,9 +57,9 @@ def expectation(
         >>> print(f"{gaussian.expectation(jnp.abs, 2.0, kinks=(0.0,)):.4f}")  # 2 / sqrt(pi)
         1.1284
     """
+    _check_variance("var", var)
     (var,) = _floats(var)
     dtype = var.dtype
-    _refuse(var < 0, f"var must be a variance, zero or more; got {var}")
     mapped = _mapped("g", g, dtype)
     points = _points("g", g, kinks)
 
@@ -71,7 +71,7 @@ def expectation(
     for k in points:
         edges = _insert(edges, _over(k, std))
     z, weights = _panels(edges)
-    total = jnp.sum(mapped(std * z) * weights * _density(z), axis=-1)
+    total = jnp.sum(mapped(std[..., None] * z) * weights * _density(z), axis=(-2, -1))
 
     # The integral diverges if the integrand has not died out at the rim, the largest z for which
     # the density is a normal number.
@@ -79,7 +79,12 @@ def expectation(
     size = jnp.abs(right) + jnp.abs(left)
     floor = jnp.sqrt(jnp.finfo(dtype).eps) * (jnp.abs(total) + jnp.sqrt(jnp.finfo(dtype).tiny))
     infinity = jnp.sign(right) * jnp.inf + jnp.sign(left) * jnp.inf
-    return jnp.where(var >= 0, jnp.where(size > floor, infinity, total), jnp.nan)
+    total = jnp.where(size > floor, infinity, total)
+
+    # Without variance nothing is left to average but the two sides of a jump at the origin.
+    side = jnp.asarray(jnp.finfo(dtype).tiny if 0.0 in points else 0.0, dtype)
+    still = (mapped(side) + mapped(-side)) / 2
+    return jnp.where(var == 0, still, jnp.where(var > 0, total, jnp.nan))
 
 
 def pair_expectation(
@@ -128,33 +133,26 @@ def pair_expectation(
         0.3333
     """
     even = g1 is g2 and var1 is var2
-    var1, var2, cov = _floats(var1, var2, cov)
+    var1, var2, cov, rho = correlation(var1, var2, cov)
     dtype = cov.dtype
-    eps = jnp.finfo(dtype).eps
-    _refuse((var1 < 0) | (var2 < 0), f"var1 and var2 must be variances; got {var1} and {var2}")
-    largest = jnp.sqrt(var1) * jnp.sqrt(var2)
-    outside = jnp.abs(cov) > largest * (1 + 16 * eps)
-    _refuse(outside, f"cov must be at most sqrt(var1 * var2) = {largest} in size; got {cov}")
     mapped1, mapped2 = _mapped("g1", g1, dtype), _mapped("g2", g2, dtype)
     points1, points2 = _points("g1", g1, kinks), _points("g2", g2, kinks)
-
-    # Rounding leaves a correlation of one at 1 - eps, and a kernel's slope is singular there.
-    degenerate = largest == 0
-    gap = jnp.where(degenerate, 1, 1 - jnp.abs(cov) / jnp.where(degenerate, 1, largest))
-    gap = jnp.where(gap < 8 * eps, 0, gap)
+    gap = 1 - jnp.abs(rho)
     alpha, beta = jnp.sqrt(1 - gap / 2)[..., None], jnp.sqrt(gap / 2)[..., None]
-    sign = jnp.where(cov < 0, -1, 1).astype(dtype)[..., None]
+    sign = jnp.where(rho < 0, -1, 1).astype(dtype)[..., None]
     std1, std2 = jnp.sqrt(var1)[..., None], jnp.sqrt(var2)[..., None]
     steepness = jnp.maximum(std1, std2)
 
     # Outer cuts: where a kink of g1 crosses one of g2, and graded towards d = 0, where their
     # steep parts cross. The integrand is even in d for one function of two equal variances.
-    outer = _sorted_half_line(jnp.minimum(1.5, 1.5 / jnp.maximum(steepness * beta, 1 / _PAIR_END)))
+    outer = _graded(jnp.minimum(1.5, 1.5 / jnp.maximum(steepness * beta, 1 / _PAIR_END)))
     if not even:
         outer = jnp.concatenate([-jnp.flip(outer, -1), outer[..., 1:]], axis=-1)
-    for k1 in points1:
-        for k2 in points2:
-            crossing = (_over(k1, std1) - sign * _over(k2, std2)) / (2 * jnp.where(beta > 0, beta, 1))
+    apart = 2 * jnp.where(beta > 0, beta, 1)
+    for i, k1 in enumerate(points1):
+        for k2 in points2[i:] if even else points2:
+            crossing = (_over(k1, std1) - sign * _over(k2, std2)) / apart
+            crossing = jnp.abs(crossing) if even else crossing
             outer = _insert(outer, jnp.where(beta > 0, crossing, 0))
     d, outer_weights = _panels(outer)
     outer_weights = outer_weights * _density(d) * (2 if even else 1)
@@ -164,7 +162,7 @@ def pair_expectation(
         size = jnp.abs(shift)
         width = jnp.minimum(1.5, 1.5 / (steepness * alpha + 1 / _PAIR_END))
         half = jnp.concatenate(
-            [size * 0, size - jnp.minimum(width, size / 2), size + _sorted_half_line(width)], axis=-1
+            [size * 0, size - jnp.minimum(width, size / 2), size + _graded(width)], axis=-1
         )
         half = jnp.minimum(half, _PAIR_END)
         edges = jnp.concatenate([-jnp.flip(half, -1), half[..., 1:]], axis=-1)
@@ -173,17 +171,58 @@ def pair_expectation(
         for k in points2:
             edges = _insert(edges, sign * _over(k, std2) / alpha + shift)
         p, weights = _panels(edges)
-        u = std1 * (alpha * p + beta * d[..., None])
-        v = sign * std2 * (alpha * p - beta * d[..., None])
-        return jnp.sum(mapped1(u) * mapped2(v) * weights * _density(p), axis=-1)
+        common, difference = alpha[..., None] * p, (beta * d[..., None])[..., None]
+        u = std1[..., None] * (common + difference)
+        v = (sign * std2)[..., None] * (common - difference)
+        return jnp.sum(mapped1(u) * mapped2(v) * weights * _density(p), axis=(-2, -1))
 
     # One outer node at a time: the nodes of the plane are never all in memory.
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         return total + node[1] * inner(node[0]), None
 
-    nodes = jnp.moveaxis(d, -1, 0), jnp.moveaxis(outer_weights, -1, 0)
+    nodes = tuple(
+        jnp.moveaxis(a.reshape(*cov.shape, -1), -1, 0) for a in (d, outer_weights)
+    )
     total, _ = jax.lax.scan(add, jnp.zeros_like(cov), nodes)
-    return jnp.where((var1 >= 0) & (var2 >= 0) & ~outside, total, jnp.nan)
+    return total
+
+
+def correlation(
+    var1: ArrayLike, var2: ArrayLike, cov: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    """Check a covariance matrix, and find its correlation.
+
+    Rounding leaves a correlation of one at `1 - eps`, where a kernel with a singular slope at
+    one is off by the root of that: what is within eight roundings of one counts as one.
+
+    Args:
+        var1: First variance, any shape.
+        var2: Second variance.
+        cov: Covariance.
+
+    Returns:
+        `var1`, `var2`, `cov` as arrays of one shape, and the correlation, zero where a variance
+        is zero; all NaN where the matrix is not positive semi-definite under tracing.
+
+    Raises:
+        ValueError: If the matrix is not positive semi-definite.
+    """
+    _check_variance("var1", var1)
+    _check_variance("var2", var2)
+    given = (var1, var2, cov)
+    var1, var2, cov = _floats(*given)
+    eps = jnp.finfo(cov.dtype).eps
+    largest = jnp.sqrt(var1) * jnp.sqrt(var2)
+    outside = jnp.abs(cov) > largest * (1 + 32 * eps)
+    if not any(isinstance(a, Tracer) for a in given):
+        bound = np.sqrt(np.asarray(given[0]) * np.asarray(given[1]))
+        if np.any(np.abs(np.asarray(given[2])) > bound * (1 + 32 * float(eps))):
+            raise ValueError(f"cov must be at most sqrt(var1 * var2) = {bound} in size; got {given[2]}")
+    rho = cov / jnp.where(largest > 0, largest, 1)
+    rho = jnp.where(jnp.abs(rho) > 1 - 8 * eps, jnp.sign(rho), rho)
+    legal = (var1 >= 0) & (var2 >= 0) & ~outside
+    var1, var2, cov, rho = (jnp.where(legal, a, jnp.nan) for a in (var1, var2, cov, rho))
+    return var1, var2, cov, rho
 
 
 def check_scalar_function(name: str, g: Callable[[Array], Array], dtype: jnp.dtype) -> None:
@@ -213,10 +252,10 @@ def _floats(*args: ArrayLike) -> list[Array]:
     return list(jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in args)))
 
 
-def _refuse(bad: Array, text: str) -> None:
-    """Raise ValueError where `bad` holds, unless it is traced."""
-    if not isinstance(bad, Tracer) and bool(jnp.any(bad)):
-        raise ValueError(text)
+def _check_variance(name: str, var: ArrayLike) -> None:
+    """Raise ValueError for a negative variance, unless it is traced."""
+    if not isinstance(var, Tracer) and np.any(np.asarray(var) < 0):
+        raise ValueError(f"{name} must be zero or more, as a variance is; got {var}")
 
 
 def _mapped(name: str, g: Callable, dtype: jnp.dtype) -> Callable[[Array], Array]:
@@ -250,21 +289,18 @@ def _insert(edges: Array, cut: Array) -> Array:
 
 
 def _panels(edges: Array) -> tuple[Array, Array]:
-    """Gauss-Legendre nodes and weights of all panels, shape `(..., panels * nodes)`."""
-    nodes, weights = (jnp.asarray(a, edges.dtype) for a in _RULE)
-    half = (edges[..., 1:] - edges[..., :-1])[..., None] / 2
-    middle = (edges[..., 1:] + edges[..., :-1])[..., None] / 2
-    flat = (*edges.shape[:-1], -1)
-    z, w = middle + half * _like(nodes, half), half * _like(weights, half)
-    return z.reshape(flat), w.reshape(flat)
+    """Gauss-Legendre nodes and weights of the panels, shape `(..., panels, nodes)`."""
+    half = (edges[..., 1:] - edges[..., :-1]) / 2
+    middle = (edges[..., 1:] + edges[..., :-1]) / 2
+    # Else XLA computes the edges anew at every node.
+    half, middle = jax.lax.optimization_barrier((half[..., None], middle[..., None]))
+    nodes, weights = (
+        jnp.asarray(row, edges.dtype).reshape((1,) * edges.ndim + (-1,)) for row in _RULE
+    )
+    return middle + half * nodes, half * weights
 
 
-def _like(row: Array, array: Array) -> Array:
-    """`row` with as many leading axes of length one as `array` has."""
-    return row.reshape((1,) * (array.ndim - 1) + row.shape)
-
-
-def _sorted_half_line(width: Array) -> Array:
+def _graded(width: Array) -> Array:
     """Edges from zero to the end of the axis, geometric from `width` on; `width` is `(..., 1)`."""
     middle = jnp.sqrt(width * _PAIR_END)
     return jnp.concatenate([0 * width, width, middle, jnp.full_like(width, _PAIR_END)], axis=-1)

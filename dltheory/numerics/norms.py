@@ -1,8 +1,8 @@
 r"""Norms of pytrees that neither underflow nor overflow.
 
 The textbook sum of squares is 0 in float32 for entries of 1e-23 and infinite for entries of 1e20,
-though the norm itself is a number well within range. Here every entry is first divided by the
-largest one.
+though the norm itself is a number well within range. Here all entries are first divided by one
+power of two.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from jax import Array, lax
 def global_norm(tree: Any) -> Array:
     r"""Euclidean norm of all entries of a pytree together.
 
-    .. math:: \|a\| = m \sqrt{\textstyle\sum_i |a_i / m|^2}, \qquad m = \max_i |a_i|
+    .. math:: \|a\| = 2^k \sqrt{\textstyle\sum_i |2^{-k} a_i|^2}
 
     Its derivative is :math:`a / \|a\|`, and 0 at :math:`a = 0`.
 
@@ -37,11 +37,11 @@ def global_norm(tree: Any) -> Array:
         5e-30
 
     Source:
-        Blue (1978), in the simple form of LAPACK's first ``dnrm2``.
+        Blue (1978), with one scale for all entries in place of three accumulators.
     """
-    largest, squares = _scaled_squares(tree)
+    unit, squares = _scaled_squares(tree)
     zero = squares == 0
-    return jnp.where(zero, 0, largest * jnp.sqrt(jnp.where(zero, 1, squares)))
+    return jnp.where(zero, 0, unit * jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def log_global_norm(tree: Any) -> Array:
@@ -57,24 +57,33 @@ def log_global_norm(tree: Any) -> Array:
     Raises:
         TypeError: A leaf holds integers or booleans.
     """
-    largest, squares = _scaled_squares(tree)
+    unit, squares = _scaled_squares(tree)
     zero = squares == 0
-    return jnp.where(zero, -jnp.inf, jnp.log(largest) + jnp.log(jnp.where(zero, 1, squares)) / 2)
+    return jnp.where(zero, -jnp.inf, jnp.log(unit) + jnp.log(jnp.where(zero, 1, squares)) / 2)
 
 
 def _scaled_squares(tree: Any) -> tuple[Array, Array]:
-    """The largest magnitude `m`, 1 if that is 0, and the sum of the squares of all `a / m`."""
+    """A power of two, and the sum of the squares of all entries divided by it.
+
+    One of three constants brings the largest entry near enough to 1. The reciprocal of that entry
+    itself would not do: where it is subnormal XLA flushes it, and the norm with it, to 0.
+    """
     parts = _real_parts(tree)
     dtype = jnp.result_type(float) if not parts else parts[0].dtype
     largest = jnp.zeros((), dtype)
     for part in parts:
         largest = jnp.maximum(largest, jnp.max(jnp.abs(part), initial=0))
-    # The norm does not depend on m, so m may be held constant in every derivative.
-    largest = lax.stop_gradient(jnp.where(largest == 0, 1, largest))
+    exponent = jnp.finfo(dtype).maxexp * 5 // 8
+    huge, tiny = jnp.asarray(2.0**exponent, dtype), jnp.asarray(2.0**-exponent, dtype)
+    one = jnp.ones((), dtype)
+    unit = jnp.where(largest > huge**0.5, huge, jnp.where(largest < tiny**0.5, tiny, one))
+    unit = jnp.where(jnp.isfinite(largest), unit, jnp.nan)
+    # The norm does not depend on the unit, which is a step function of the entries.
+    unit = lax.stop_gradient(unit)
     squares = jnp.zeros((), dtype)
     for part in parts:
-        squares = squares + jnp.sum((part / largest) ** 2)
-    return largest, squares
+        squares = squares + jnp.sum((part / unit) ** 2)
+    return unit, squares
 
 
 def _real_parts(tree: Any) -> list[Array]:

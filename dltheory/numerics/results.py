@@ -13,12 +13,13 @@ class Moments(NamedTuple):
             `(layers, N)` from a measurement on `N` examples.
         c: Correlation :math:`c_l` between two inputs, shape `(layers,)` from theory and
             `(layers, N, N)` from a measurement.
-        chi_1: Mean squared singular value of a layer's Jacobian, shape `(layers,)`.
+        chi_1: Mean squared singular value of a layer's Jacobian, shape `(layers,)`; `None` where
+            it was not measured.
     """
 
     q: Array
     c: Array
-    chi_1: Array
+    chi_1: Array | None
 
 
 class Spectrum(NamedTuple):

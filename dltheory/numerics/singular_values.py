@@ -41,7 +41,8 @@ def singular_values(a: ArrayLike) -> Array:
     if a.size == 0:
         return jnp.zeros((*a.shape[:-2], min(a.shape[-2:])), a.real.dtype)
     finite = jnp.all(jnp.isfinite(a), axis=(-2, -1), keepdims=True)
-    # No backend promises what it does with NaN: it gets zeros, and the product restores the NaN,
-    # in the derivative too.
+    # No backend promises what it does with NaN, so a bad matrix becomes zeros; the sum brings the
+    # NaN back, into the derivative too.
     s = jnp.linalg.svd(jnp.where(finite, a, 0), compute_uv=False)
-    return s * jnp.where(finite[..., 0], 1, jnp.nan).astype(s.dtype)
+    spoilt = a.real * jnp.where(finite, 0, jnp.nan).astype(s.dtype)
+    return s + jnp.sum(spoilt, axis=(-2, -1))[..., None]

@@ -61,6 +61,7 @@ def absorb(product: Product, c: Array) -> tuple[Product, Array]:
     # d descends, so no exponential exceeds one above the diagonal.
     ratio = jnp.exp(jnp.minimum(d[None, :] - row_d[:, None], 0)) * r / pivot[:, None]
     loss = jnp.finfo(dtype).eps * n**0.5 * size / jnp.abs(lax.stop_gradient(pivot))
+    loss = jnp.where((jnp.arange(n) < rank) & ~live, jnp.inf, loss)
     d = jnp.where(live, row_d + jnp.log(jnp.abs(pivot)), -jnp.inf)
     rounding = jnp.finfo(dtype).eps * jnp.abs(lax.stop_gradient(jnp.where(live, d, 0)))
     product = Product(

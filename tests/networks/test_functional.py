@@ -81,7 +81,7 @@ def test_nnx_in_training_is_the_first_call_every_time():
     np.testing.assert_allclose(jax.jit(f)(params, X), first, rtol=1e-6)
     jax.jvp(f, (params, X), (params, X))
     assert model.dropout.rngs.count[...] == 0
-    assert model.norm.mean[...].any() == 0
+    assert not np.any(model.norm.mean[...])
     np.testing.assert_array_equal(model(X), first)
     # The call above moved the model's counter and statistics; f stays where it was.
     np.testing.assert_array_equal(f(params, X), first)
@@ -151,7 +151,7 @@ def test_other_errors_of_a_model_pass_unchanged():
 
 def test_what_is_no_model_is_refused(linen):
     model, variables = linen
-    with pytest.raises(TypeError, match="model is a int; want a Linen or an NNX module"):
+    with pytest.raises(TypeError, match="model has the type int; want a Linen or an NNX module"):
         functional.pure(3)
     with pytest.raises(ValueError, match=r"variables is None, .* variables=model.init\(key, x\)"):
         functional.pure(model)

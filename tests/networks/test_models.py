@@ -26,7 +26,7 @@ def _moved(params):
 
 def _init(model):
     x = jax.random.normal(jax.random.key(1), (3, 4))
-    return x, _moved(model.init(jax.random.key(0), x))
+    return x, _moved(jax.jit(model.init)(jax.random.key(0), x))
 
 
 def _affine(layer, h):
@@ -70,7 +70,8 @@ def test_residual_mlp_is_its_formula(normalize):
 
 
 def test_every_layer_has_a_draw_of_its_own():
-    variables = models.MLP(5, 4, 2, **RANDOM).init(jax.random.key(0), jnp.ones((1, 4)))
+    init = jax.jit(models.MLP(5, 4, 2, **RANDOM).init)
+    variables = init(jax.random.key(0), jnp.ones((1, 4)))
     for leaf in jax.tree.leaves(variables["params"]["hidden"]):
         assert len(np.unique(leaf)) == leaf.size
 

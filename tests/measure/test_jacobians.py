@@ -1,0 +1,219 @@
+"""Jacobians of every model of the table: two modes, differences, and code that knows no sites."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dltheory.measure import jacobians
+from dltheory.networks import sites
+from dltheory.networks.sites import SiteError
+from tests.model_table import CASES, deep_linen_scan, deep_scan, parameters
+from tests.tier import FULL
+
+table = pytest.mark.parametrize("case", parameters(CASES))
+
+
+def chosen(case):
+    """The sites to try: all of them in the full tier, one in the middle in the quick one."""
+    return case.sites if FULL else case.sites[len(case.sites) // 2 :][:1]
+
+
+def blocks(full, x, batch_axis=0):
+    """Each example's own block, `(N, m, n)`, of a Jacobian over the whole batch."""
+    full = jnp.moveaxis(full, batch_axis, 0)
+    rows = full.reshape(full.shape[0], -1, *x.shape)
+    return jnp.stack([rows[i, :, i].reshape(rows.shape[1], -1) for i in range(x.shape[0])])
+
+
+@table
+def test_both_modes_agree_with_differences(case):
+    f, params, x = case.build()
+    keys = jax.random.split(jax.random.key(7), 2)
+    program = sites.trace(f, params, x)
+    axes = sites.example_axes(f, params, x, program)
+    for site in chosen(case):
+        text, index = sites.parse(site)
+        layer = program.layer(text)
+
+        @jax.jit
+        def both(params, x, site=site):
+            modes = [
+                jacobians.jacobian(f, params, x, site, mode=mode, coupled=case.couples_examples)
+                for mode in ("forward", "reverse")
+            ]
+            into = jacobians.jacobian(f, params, x, "input", site, coupled=True)
+            return *modes, into
+
+        @jax.jit
+        def output(tap, layer=layer, index=index):
+            taps = jnp.zeros((*layer.lengths, *layer.shape), layer.dtype)
+            return program.run(params, x, {layer.text: taps.at[index or ()].set(tap)})[0]
+
+        forward, reverse, into = both(params, x)
+        np.testing.assert_allclose(forward, reverse, rtol=0, atol=1e-12)
+        # One example moves at a time, so that only its own block is in the difference.
+        axis = axes[text]
+        only = jnp.expand_dims(
+            jnp.arange(x.shape[0]) == 1, [k for k in range(len(layer.shape)) if k != axis]
+        )
+        direction = jnp.where(only, jax.random.normal(keys[0], layer.shape), 0.0)
+        h = 1e-5
+        difference = (output(h * direction) - output(-h * direction))[1] / (2 * h)
+        moved = jnp.moveaxis(direction, axis, 0)[1].reshape(-1)
+        np.testing.assert_allclose(forward[1] @ moved, difference.reshape(-1), rtol=0, atol=1e-7)
+        if site in case.cuts and not case.couples_examples:
+            through = jacobians.jacobian(f, params, x)
+            np.testing.assert_allclose(forward @ into, through, rtol=0, atol=1e-12)
+
+
+@table
+def test_layer_spectra_equal_those_of_naive_jacobians(case):
+    f, params, x = case.build()
+    spectra = jacobians.layer_spectra(f, params, x, coupled=case.couples_examples)
+    texts = [str(site) for site in spectra.sites]
+    assert texts == [*case.sites] + ["output"] * (len(texts) > len(case.sites))
+    assert {t for t, s in zip(texts, spectra.local, strict=True) if s is not None} - {
+        "output"
+    } == set(case.cuts)
+    values = jax.jit(case.expected)
+    naive = jax.jit(jax.jacrev(values, argnums=1))(params, x)
+    axes = dict(case.example_axes)
+    before = blocks(jax.jacrev(lambda x: x)(x), x)
+    for site, measured, local in zip(
+        case.sites, spectra.input_to_layer, spectra.local, strict=False
+    ):
+        j = blocks(naive[site], x, axes.get(site, 0))
+        wanted = np.linalg.svd(j, compute_uv=False)
+        np.testing.assert_allclose(np.exp(measured), wanted, rtol=0, atol=1e-13 * wanted.max())
+        if (
+            local is not None
+            and before.shape[1] == before.shape[2]
+            and np.linalg.cond(before).max() < 1e6
+        ):
+            piece = np.linalg.svd(j @ np.linalg.inv(before), compute_uv=False)
+            np.testing.assert_allclose(np.exp(local), piece, rtol=0, atol=1e-8 * piece.max())
+        if local is not None:
+            before = j
+    np.testing.assert_allclose(spectra.layer_to_output[-1], 0.0, atol=1e-14)
+    whole = np.linalg.svd(
+        jacobians.jacobian(f, params, x, case.sites[0], coupled=case.couples_examples),
+        compute_uv=False,
+    )
+    np.testing.assert_allclose(
+        np.exp(spectra.layer_to_output[0]), whole, rtol=0, atol=1e-13 * whole.max()
+    )
+
+
+def test_a_linear_chain_has_the_spectra_of_its_matrices():
+    w = jax.random.normal(jax.random.key(0), (4, 5, 5))
+    f = lambda w, x: functools.reduce(lambda h, i: h @ w[i], range(4), x)
+    spectra = jacobians.layer_spectra(f, w, jnp.ones((2, 5)))
+    for i in range(4):
+        for measured, matrix in [
+            (spectra.local[i], w[i]),
+            (spectra.input_to_layer[i], functools.reduce(jnp.matmul, w[: i + 1])),
+            (spectra.layer_to_output[i], functools.reduce(jnp.matmul, w[i + 1 :], jnp.eye(5))),
+        ]:
+            wanted = np.linalg.svd(matrix, compute_uv=False)
+            np.testing.assert_allclose(np.exp(measured), np.stack([wanted, wanted]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("build", [deep_scan, deep_linen_scan])
+def test_a_thousand_layers_compile_into_one_loop_each(build):
+    f, params, x = build(1000, 4)
+    spectra = jacobians.layer_spectra(f, params, x)
+    assert len(spectra.sites) == 1000 + (build is deep_linen_scan)
+    assert all(s.shape[0] == x.shape[0] for s in spectra.local)
+
+
+def test_a_second_call_neither_traces_nor_compiles():
+    traces = []
+
+    def f(w, x):
+        traces.append(1)
+        return jnp.tanh(x @ w)
+
+    w, x = jnp.ones((2, 2)), jnp.ones((3, 2))
+    jacobians.layer_spectra(f, w, x)
+    before = len(traces)
+    first = jacobians.layer_spectra(f, w, x).local[0]
+    assert len(traces) == before
+    again = jacobians.layer_spectra(f, 2 * w, x).local[0]
+    assert len(traces) == before
+    assert not np.array_equal(first, again)
+
+
+def test_spectra_are_the_same_under_jit_and_follow_the_dtype(float32):
+    f, params, x = CASES[0].build(jnp.float32)
+    eager = jacobians.layer_spectra(f, params, x).local
+    traced = jax.jit(lambda p, x: jacobians.layer_spectra(f, p, x).local)(params, x)
+    for a, b in zip(eager, traced, strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_local_spectrum_is_differentiable_in_the_parameters():
+    # Not so if cuts were made by stop_gradient: then all but the last layer's part is lost.
+    f = lambda w, x: jnp.tanh(jnp.tanh(x @ w["a"]) @ w["b"]) @ w["c"]
+    keys = jax.random.split(jax.random.key(0), 3)
+    w = {name: jax.random.normal(key, (3, 3)) for name, key in zip("abc", keys, strict=True)}
+    x = jnp.ones((1, 3))
+    volume = jax.jit(lambda w: sum(s.sum() for s in jacobians.layer_spectra(f, w, x).local))
+    direction = jax.tree.map(lambda a: jnp.cos(jnp.arange(9.0)).reshape(3, 3) * a, w)
+    slope = jax.jvp(volume, (w,), (direction,))[1]
+    h = 1e-5
+    move = lambda h: jax.tree.map(lambda a, d: a + h * d, w, direction)
+    np.testing.assert_allclose(slope, (volume(move(h)) - volume(move(-h))) / (2 * h), rtol=1e-8)
+
+
+def test_nan_in_the_data_makes_its_spectra_nan_and_no_others():
+    f, params, x = CASES[0].build()
+    spectra = jacobians.layer_spectra(f, params, x.at[1, 0].set(jnp.nan))
+    for s in (*spectra.input_to_layer[1:], *spectra.local[1:]):
+        assert np.isnan(s[1]).all()
+        assert np.isfinite(s[0]).all()
+
+
+def coupled_model():
+    f = lambda w, x: (x @ w) - (x @ w).mean(0, keepdims=True)
+    return f, jnp.eye(2), jnp.array([[1.0, 2.0], [3.0, 5.0], [0.0, 1.0]])
+
+
+def test_coupled_examples_are_refused_by_name_and_nan_under_jit():
+    f, w, x = coupled_model()
+    with pytest.raises(SiteError, match=r"couples examples: at 'output'.*coupled=True"):
+        jacobians.jacobian(f, w, x)
+    assert np.isnan(jax.jit(lambda x: jacobians.jacobian(f, w, x))(x)).all()
+    block = jacobians.jacobian(f, w, x, coupled=True)
+    np.testing.assert_allclose(block, np.stack([np.eye(2) * 2 / 3] * 3), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"source": "Dense_9"}, SiteError, "no site is named 'Dense_9'; the model has: Dense_0"),
+        ({"source": "Dense_0[1]"}, SiteError, "has an index, but 'Dense_0' is in no scan"),
+        ({"source": "Dense_1", "target": "Dense_0"}, SiteError, "runs before source 'Dense_1'"),
+        ({"mode": "sideways"}, ValueError, "mode is 'sideways', want 'forward', 'reverse'"),
+    ],
+)
+def test_errors_name_what_is_wrong(options, error, text):
+    with pytest.raises(error, match=text):
+        jacobians.jacobian(*CASES[0].build(), **options)
+
+
+def test_a_scanned_site_wants_its_index():
+    f, params, x = deep_scan(3, 2)
+    text = str(sites.find(f, params, x)[0]).split("[")[0]
+    for site in (text, f"{text}[3]"):
+        with pytest.raises(SiteError, match=r"wants an index below \[3\]"):
+            jacobians.jacobian(f, params, x, site)
+
+
+def test_an_empty_batch_is_refused():
+    f, params, x = CASES[0].build()
+    with pytest.raises(ValueError, match=r"x has shape \(0, 4\), want \(N, ...\) with N >= 1"):
+        jacobians.layer_spectra(f, params, x[:0])
