@@ -1,1 +1,16 @@
-"""Theory of deep learning beside its measurement."""
+"""Theory of deep learning beside its measurement.
+
+The modules are the namespace: `from dltheory.theory import mean_field`.
+
+- `numerics`: mathematics that has never heard of a network;
+- `networks`: activations, initializers, models, and the layers of any model;
+- `theory`: scalars, spectra and activations in, numbers out;
+- `measure`: any `f(params, x)` in, arrays out;
+- `experiment`: sweeps, results, claims and figures; loaded when it is imported.
+"""
+
+import importlib.metadata
+
+from . import measure, networks, numerics, theory  # noqa: F401
+
+__version__ = importlib.metadata.version("dltheory")

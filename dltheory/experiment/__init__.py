@@ -1,1 +1,12 @@
-"""Sweeps, results, claims and figures: the only place with processes, files and progress bars."""
+"""Sweeps, results, claims and figures: the only place with processes, files and progress bars.
+
+- `sweep`: what an experiment computes, one pure trial over cells x grid x seeds;
+- `execute`: sweeps on the local device;
+- `store`: results on disk, written whole or not at all;
+- `claims`: predicted, measured, tolerance, verdict;
+- `figures`: theory as lines, measurement as bands, the same bytes every time;
+- `catalogue`: experiments as files, found by name;
+- `cli`: the command line.
+"""
+
+from . import catalogue, claims, cli, execute, figures, store, sweep  # noqa: F401

@@ -14,11 +14,24 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from dltheory.measure import passes
+from dltheory.measure import passes, spectra, stacks
 from dltheory.measure.passes import Measured
 from dltheory.networks import sites
 from dltheory.networks.sites import Site, SiteError
-from dltheory.numerics.singular_values import singular_values
+
+
+class Resolved(NamedTuple):
+    """Which singular values of `LayerSpectra` are told apart from rounding: booleans, as there.
+
+    Attributes:
+        input_to_layer: Per layer, shape `(N, min(dims))`.
+        layer_to_output: Likewise.
+        local: Likewise, or `None`.
+    """
+
+    input_to_layer: tuple[Array, ...]
+    layer_to_output: tuple[Array, ...]
+    local: tuple[Array | None, ...]
 
 
 class LayerSpectra(NamedTuple):
@@ -31,12 +44,14 @@ class LayerSpectra(NamedTuple):
         layer_to_output: Likewise of the output with respect to the layer.
         local: Likewise of the layer with respect to the cut before it; `None` for a layer that is
             no cut, past which some derivative path travels.
+        resolved: Which of these values are more than rounding.
     """
 
     sites: tuple[Site, ...]
     input_to_layer: tuple[Array, ...]
     layer_to_output: tuple[Array, ...]
     local: tuple[Array | None, ...]
+    resolved: Resolved
 
 
 def jacobian(
@@ -96,16 +111,27 @@ def jacobian(
     result = _between(measured, params, x, start, stop, mode, coupled)
     if coupled:
         return result
-    _, tangent_of = passes.push(lambda at: _run(measured, params, at["input"]), {"input": x})
+    _, tangent_of = passes.push(lambda at: stacks.run(measured, params, at["input"]), {"input": x})
     return result + passes.refuse_coupling(passes.coupling(measured, tangent_of, x))
 
 
-def layer_spectra(f: Callable, params: Any, x: Array, *, coupled: bool = False) -> LayerSpectra:
+def layer_spectra(
+    f: Callable,
+    params: Any,
+    x: Array,
+    *,
+    coupled: bool = False,
+    log_domain: bool | None = None,
+) -> LayerSpectra:
     r"""Log singular values of the Jacobians of every layer, in shared passes, per example.
 
     .. math:: \log s_i(\partial h_l / \partial x), \quad
               \log s_i(\partial y / \partial h_l), \quad
               \log s_i(\partial h_l / \partial h_{l-1})
+
+    Ranks lost through inactive units give exactly `-inf`. Values of a formed matrix below `n * eps`
+    of its largest are rounding; where a cut has such values, the product of its local Jacobians is
+    taken in the log domain, in float64, which resolves them at any depth.
 
     Args:
         f: `f(params, x) -> y`.
@@ -113,13 +139,15 @@ def layer_spectra(f: Callable, params: Any, x: Array, *, coupled: bool = False) 
         x: A batch of inputs, shape `(N, ...)`.
         coupled: Whether a model that couples its examples is allowed: it is then measured one
             example at a time, the others held fixed.
+        log_domain: Whether unresolved values are taken in the log domain. `None` does so where it
+            costs less than half a minute or so; under `jit` the formed matrices are all there is.
 
     Returns:
-        `LayerSpectra`. A singular value below `n * eps` of the largest in its spectrum is rounding
-        noise.
+        `LayerSpectra`. All NaN for an example with an entry that is not finite.
 
     Raises:
         SiteError: If the model has no layers, or couples its examples and `coupled` is false.
+        ValueError: If `x` holds no example, or `log_domain` is true under `jit`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,119 +162,32 @@ def layer_spectra(f: Callable, params: Any, x: Array, *, coupled: bool = False) 
     """
     leaves, structure = jax.tree.flatten((params, x))
     if any(isinstance(leaf, Tracer) for leaf in leaves):
+        if log_domain:
+            raise ValueError("log_domain is True, but under jit it cannot be: call it outside.")
         measured = passes.prepare(f, params, x)
-        spectra, moved = _spectra(measured, params, x, coupled)
+        found, moved = stacks.jacobians(measured, params, x, coupled)
+        where = spectra.places(measured, found.input_to_layer["output"].dtype)
+        kinds = spectra.traced(found, where)
     else:
         types = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         measured, compiled = _compiled(f, structure, types, coupled, jnp.result_type(float))
-        spectra, moved = compiled(params, x)
-    if not coupled:
-        doubt = passes.refuse_coupling(moved)
-        spectra = jax.tree.map(lambda s: s + doubt.astype(s.dtype), spectra)
-    return _in_run_order(measured, spectra)
+        found, moved = compiled(params, x)
+        where = spectra.places(measured, found.input_to_layer["output"].dtype)
+        kinds = spectra.concrete(found, where, log_domain)
+    doubt = 0 if coupled else passes.refuse_coupling(moved)
+    logs = [
+        tuple(None if a is None else jnp.asarray(a) + doubt for a in k.log_values) for k in kinds
+    ]
+    resolved = [tuple(None if a is None else jnp.asarray(a) for a in k.resolved) for k in kinds]
+    return LayerSpectra(tuple(p.site for p in where), *logs, Resolved(*resolved))
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(f, structure, types, coupled: bool, _precision) -> tuple[Measured, Callable]:
-    """The traced model, and its spectra compiled once for all calls with these shapes."""
+    """The traced model, and its Jacobians compiled once for all calls with these shapes."""
     params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*one) for one in types])
     measured = passes.prepare(f, params, x)
-    return measured, jax.jit(lambda params, x: _spectra(measured, params, x, coupled))
-
-
-def _spectra(measured: Measured, params, x: Array, coupled: bool):
-    stacks, moved = _stacks(measured, params, x, coupled)
-    return jax.tree.map(lambda j: jnp.log(singular_values(j)), stacks), moved
-
-
-class _Stacks(NamedTuple):
-    """By layer text: Jacobians `(N, *lengths, m, n)`, then spectra `(N, *lengths, min(m, n))`."""
-
-    input_to_layer: dict[str, Array]
-    layer_to_output: dict[str, Array]
-    local: dict[str, Array]
-
-
-def _run(measured: Measured, params, x: Array, taps=None, severed=None) -> dict[str, Array]:
-    """The values of all layers, and of the output, by text."""
-    y, values = measured.program.run(params, x, taps, severed)
-    return {**values, "output": y}
-
-
-def _stacks(
-    measured: Measured, params, x: Array, coupled: bool
-) -> tuple[_Stacks, dict[str, Array]]:
-    """All Jacobians in three passes, and how far examples are coupled."""
-    start = {"input": x}
-    values, tangent_of = passes.push(lambda at: _run(measured, params, at["input"]), start)
-    columns = measured.respond(tangent_of, {"input": measured.basis("input", x)}, coupled)
-    forward = {text: _last(array, 1) for text, array in columns.items()}
-    moved = {} if coupled else passes.coupling(measured, tangent_of, x)
-
-    y = values.pop("output")
-    taps = jax.tree.map(jnp.zeros_like, values)
-    _, pull = jax.vjp(lambda taps: _run(measured, params, x, taps)["output"], taps)
-    rows = {"output": measured.basis("output", y)}
-    rows = measured.respond(lambda ct: pull(ct["output"])[0], rows, coupled)
-    reverse = {text: jnp.moveaxis(array, 1, -2) for text, array in rows.items()}
-
-    # Severed at its cuts, the model is a row of pieces, and one pass differentiates them all.
-    cuts = [layer.text for layer in measured.program.layers if layer.is_cut]
-    recorded = {text: values[text] for text in cuts}
-    start |= {text: taps[text] for text in cuts}
-
-    def pieces(at):
-        return _run(measured, params, at["input"], {t: at[t] for t in cuts}, recorded)
-
-    width = max(measured.features(text) for text in start)
-    basis = {text: measured.basis(text, array, width) for text, array in start.items()}
-    _, tangent_of = passes.push(pieces, start)
-    columns = measured.respond(tangent_of, basis, coupled)
-    local = {text: _last(columns[text], 1) for text in [*cuts, "output"]}
-    return _Stacks(forward, reverse, local), moved
-
-
-def _last(array: Array, axis: int) -> Array:
-    return jnp.moveaxis(array, axis, -1)
-
-
-def _in_run_order(measured: Measured, spectra: _Stacks) -> LayerSpectra:
-    """The spectra layer by layer, cut to the length that each Jacobian has."""
-    expanded = sites.expand(measured.program.layers)
-    places, local, before = [], [], measured.features("input")
-    for site, layer in expanded:
-        places.append((layer.text, site.index or ()))
-        features = measured.features(layer.text)
-        local.append(min(before, features) if layer.is_cut else None)
-        before = features if layer.is_cut else before
-    found = [site for site, _ in expanded]
-    if not expanded[-1][1].is_output:
-        shape = measured.program.shape
-        found.append(Site("output", 0, None, shape, spectra.input_to_layer["output"].dtype))
-        places.append(("output", ()))
-        local.append(min(before, measured.features("output")))
-
-    # Slicing on the host: on the device every index would be a program of its own.
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(spectra))
-    spectra = spectra if traced else jax.device_get(spectra)
-
-    def pick(stack, place, length):
-        text, index = place
-        return jnp.asarray(stack[text][:, *index, :length])
-
-    # The output depends on itself by the identity.
-    shape = (measured.batch, measured.features("output"))
-    zeros = jnp.zeros(shape, spectra.input_to_layer["output"].dtype)
-    outputs = spectra.layer_to_output | {"output": zeros}
-    return LayerSpectra(
-        tuple(found),
-        tuple(pick(spectra.input_to_layer, place, None) for place in places),
-        tuple(pick(outputs, place, None) for place in places),
-        tuple(
-            None if length is None else pick(spectra.local, place, length)
-            for place, length in zip(places, local, strict=True)
-        ),
-    )
+    return measured, jax.jit(lambda params, x: stacks.jacobians(measured, params, x, coupled))
 
 
 Place = tuple[str, tuple[int, ...] | None]
@@ -286,10 +227,12 @@ def _between(measured, params, x, start: Place, stop: Place, mode: str, coupled:
 
     def fun(at):
         if source == "input":
-            values = {"input": at["input"], **_run(measured, params, at["input"])}
+            values = {"input": at["input"], **stacks.run(measured, params, at["input"])}
         else:
             taps = jnp.zeros((*layer.lengths, *layer.shape), layer.dtype)
-            values = _run(measured, params, x, {source: taps.at[start[1] or ()].add(at[source])})
+            values = stacks.run(
+                measured, params, x, {source: taps.at[start[1] or ()].add(at[source])}
+            )
         return {target: values[target][stop[1] or ()]}
 
     if source == "input":
@@ -300,7 +243,7 @@ def _between(measured, params, x, start: Place, stop: Place, mode: str, coupled:
     if mode == "forward":
         _, tangent_of = passes.push(fun, at)
         basis = {source: measured.basis(source, at[source])}
-        return _last(measured.respond(tangent_of, basis, coupled)[target], 1)
+        return jnp.moveaxis(measured.respond(tangent_of, basis, coupled)[target], 1, -1)
     value, pull = jax.vjp(fun, at)
     basis = {target: measured.basis(target, value[target])}
     return measured.respond(lambda ct: pull(ct)[0], basis, coupled)[source]

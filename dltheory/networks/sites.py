@@ -158,7 +158,16 @@ def tapped(f: Callable, params: Any, x: Array) -> Callable[..., tuple[Array, dic
 
 
 def expand(layers: tuple[Layer, ...], at: int = 0, index=()) -> list[tuple[Site, Layer]]:
-    """The sites of layers one by one in run order, each with its layer (which holds its text)."""
+    """The sites of layers one by one in run order, each with its layer.
+
+    Args:
+        layers: The layers of a program, in run order.
+        at: Which of the enclosing scans to unfold.
+        index: The index in the scans outside of it.
+
+    Returns:
+        Pairs of a site and the layer whose stack it is in.
+    """
     found, number = [], 0
     while number < len(layers):
         layer = layers[number]
@@ -177,7 +186,14 @@ def expand(layers: tuple[Layer, ...], at: int = 0, index=()) -> list[tuple[Site,
 
 
 def parse(site: "Site | str") -> tuple[str, tuple[int, ...] | None]:
-    """Split `name#1[3]` into the text of its layer and its index."""
+    """Split a site into the text of its layer and its index.
+
+    Args:
+        site: A site, or its text, such as `name#1[3]`.
+
+    Returns:
+        The text of its layer, `name#1`, and its index, `(3,)`, or `None`.
+    """
     match = re.fullmatch(r"(.*?)(?:\[([\d, ]+)\])?", str(site), flags=re.DOTALL)
     assert match is not None
     text, index = match.groups()

@@ -1,1 +1,22 @@
-"""Mathematics that has never heard of a network."""
+"""Mathematics that has never heard of a network.
+
+- `gaussian`: averages of one and two Gaussian variables, exact at kinks;
+- `singular_values`: dense spectra, values only;
+- `log_spectrum`: every singular value of a product of thousands of matrices;
+- `krylov`: spectra of linear maps that are known only by what they do to a vector;
+- `norms`: norms of pytrees that neither underflow nor overflow;
+- `scaling`: power laws with the standard error of the exponent;
+- `intervals`: rigorous bounds on a traced program over a box;
+- `results`: the NamedTuples that theory and measurement both return.
+"""
+
+from . import (  # noqa: F401
+    gaussian,
+    intervals,
+    krylov,
+    log_spectrum,
+    norms,
+    results,
+    scaling,
+    singular_values,
+)

@@ -12,6 +12,7 @@ integral is cut there. No cut depends badly on the correlation, so that nothing 
 at correlations of one.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,6 +23,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 _RULE = np.polynomial.legendre.leggauss(16)
+_PAIR_RULE = np.polynomial.legendre.leggauss(16)
 _PAIR_END = 8.6  # erfc(8.6 / sqrt(2)) = 8e-18, below the rounding of float64
 
 
@@ -70,8 +72,8 @@ def expectation(
     edges = jnp.broadcast_to(edges, (*var.shape, edges.size))
     for k in points:
         edges = _insert(edges, _over(k, std))
-    z, weights = _panels(edges)
-    total = jnp.sum(mapped(std[..., None] * z) * weights * _density(z), axis=(-2, -1))
+    z, weights = _panels(edges, _RULE)
+    total = jnp.sum(mapped(std[..., None] * z) * weights, axis=(-2, -1))
 
     # The integral diverges if the integrand has not died out at the rim, the largest z for which
     # the density is a normal number.
@@ -143,40 +145,51 @@ def pair_expectation(
     std1, std2 = jnp.sqrt(var1)[..., None], jnp.sqrt(var2)[..., None]
     steepness = jnp.maximum(std1, std2)
 
-    # Outer cuts: where a kink of g1 crosses one of g2, and graded towards d = 0, where their
-    # steep parts cross. The integrand is even in d for one function of two equal variances.
-    outer = _graded(jnp.minimum(1.5, 1.5 / jnp.maximum(steepness * beta, 1 / _PAIR_END)))
-    if not even:
-        outer = jnp.concatenate([-jnp.flip(outer, -1), outer[..., 1:]], axis=-1)
+    # Outer cuts: where a kink of g1 crosses one of g2, and towards d = 0, where their steep parts
+    # cross. The integrand is even in d for one function of two equal variances.
+    outer = _graded(jnp.maximum(steepness * beta, 1))[..., jnp.array([0, 2, 3])]
     apart = 2 * jnp.where(beta > 0, beta, 1)
-    for i, k1 in enumerate(points1):
-        for k2 in points2[i:] if even else points2:
-            crossing = (_over(k1, std1) - sign * _over(k2, std2)) / apart
-            crossing = jnp.abs(crossing) if even else crossing
-            outer = _insert(outer, jnp.where(beta > 0, crossing, 0))
-    d, outer_weights = _panels(outer)
-    outer_weights = outer_weights * _density(d) * (2 if even else 1)
+    if even:
+        near = sorted({abs(a - b) for a in points1 for b in points1} - {0.0})
+        far = sorted({abs(a + b) for a in points1 for b in points1} - {0.0})
+        pairs = itertools.zip_longest(near, far, fillvalue=0.0)
+        crossings = [jnp.where(sign > 0, _over(a, std1), _over(b, std1)) for a, b in pairs]
+    else:
+        outer = jnp.concatenate([-jnp.flip(outer, -1), outer[..., 1:]], axis=-1)
+        pairs = itertools.product(points1, points2)
+        crossings = [_over(a, std1) - sign * _over(b, std2) for a, b in pairs]
+    for crossing in crossings:
+        outer = _insert(outer, jnp.where(beta > 0, crossing / apart, 0))
+    d, outer_weights = _panels(outer, _PAIR_RULE)
+    outer_weights = outer_weights * (2 if even else 1)
 
     def inner(d: Array) -> Array:
         shift = beta * d[..., None] / alpha
         size = jnp.abs(shift)
-        width = jnp.minimum(1.5, 1.5 / (steepness * alpha + 1 / _PAIR_END))
-        half = jnp.concatenate(
-            [size * 0, size - jnp.minimum(width, size / 2), size + _graded(width)], axis=-1
-        )
-        half = jnp.minimum(half, _PAIR_END)
+        # Steep parts are centred at p = -shift and p = shift; a kink marks its own centre.
+        centred = size + _graded(jnp.maximum(steepness * alpha, 1))
+        centred = centred[..., 1:] if points1 and points2 else centred
+        half = jnp.minimum(jnp.concatenate([0 * size, centred], axis=-1), _PAIR_END)
         edges = jnp.concatenate([-jnp.flip(half, -1), half[..., 1:]], axis=-1)
         for k in points1:
             edges = _insert(edges, _over(k, std1) / alpha - shift)
         for k in points2:
             edges = _insert(edges, sign * _over(k, std2) / alpha + shift)
-        p, weights = _panels(edges)
-        common, difference = alpha[..., None] * p, (beta * d[..., None])[..., None]
-        u = std1[..., None] * (common + difference)
-        v = (sign * std2)[..., None] * (common - difference)
-        return jnp.sum(mapped1(u) * mapped2(v) * weights * _density(p), axis=(-2, -1))
+        half = (edges[..., 1:] - edges[..., :-1]) / 2
+        middle = (edges[..., 1:] + edges[..., :-1]) / 2
+        difference = beta * d[..., None]
 
-    # One outer node at a time: the nodes of the plane are never all in memory.
+        def add(total: Array, panel: tuple[Array, Array]) -> tuple[Array, None]:
+            p, weights = _nodes(*panel, _PAIR_RULE)
+            u, v = std1 * (alpha * p + difference), std2 * (alpha * p - difference)
+            values = mapped1(u) * mapped2(sign * v)
+            return total + jnp.sum(values * weights, axis=-1), None
+
+        panels = jnp.moveaxis(middle, -1, 0), jnp.moveaxis(half, -1, 0)
+        return jax.lax.scan(add, jnp.zeros_like(d), panels)[0]
+
+    # One outer node and one inner panel at a time: for many points at once this is the fastest,
+    # and the nodes of the plane are never all in memory.
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         return total + node[1] * inner(node[0]), None
 
@@ -288,20 +301,24 @@ def _insert(edges: Array, cut: Array) -> Array:
     return jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
 
 
-def _panels(edges: Array) -> tuple[Array, Array]:
-    """Gauss-Legendre nodes and weights of the panels, shape `(..., panels, nodes)`."""
-    half = (edges[..., 1:] - edges[..., :-1]) / 2
-    middle = (edges[..., 1:] + edges[..., :-1]) / 2
-    # Else XLA computes the edges anew at every node.
-    half, middle = jax.lax.optimization_barrier((half[..., None], middle[..., None]))
-    nodes, weights = (
-        jnp.asarray(row, edges.dtype).reshape((1,) * edges.ndim + (-1,)) for row in _RULE
-    )
-    return middle + half * nodes, half * weights
+def _panels(edges: Array, rule: tuple[np.ndarray, np.ndarray]) -> tuple[Array, Array]:
+    """Nodes and Gaussian weights of all panels, shape `(..., panels, nodes)`."""
+    half, middle = (edges[..., 1:] - edges[..., :-1]) / 2, (edges[..., 1:] + edges[..., :-1]) / 2
+    return _nodes(middle, half, rule)
 
 
-def _graded(width: Array) -> Array:
-    """Edges from zero to the end of the axis, geometric from `width` on; `width` is `(..., 1)`."""
+def _nodes(
+    middle: Array, half: Array, rule: tuple[np.ndarray, np.ndarray]
+) -> tuple[Array, Array]:
+    """Nodes of panels of given middle and half length, and their weights for the Gaussian."""
+    x, w = (jnp.asarray(row, half.dtype).reshape((1,) * half.ndim + (-1,)) for row in rule)
+    z = middle[..., None] + half[..., None] * x
+    return z, half[..., None] * (w * _density(z))
+
+
+def _graded(steepness: Array) -> Array:
+    """Edges from zero to the end of the axis for a function of width `1 / steepness`, `(..., 4)`."""
+    width = 1.5 / steepness
     middle = jnp.sqrt(width * _PAIR_END)
     return jnp.concatenate([0 * width, width, middle, jnp.full_like(width, _PAIR_END)], axis=-1)
 

@@ -7,6 +7,7 @@ is the same for all of them.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def may_jump(eqn, ins: list[Interval], out: Interval) -> np.ndarray:
     return jumps
 
 
-def _any(flags: np.ndarray) -> np.ndarray:
+def _any(flags: Any) -> np.ndarray:
     """For each box, whether a flag is set anywhere in it."""
     return flags.reshape(len(flags), math.prod(flags.shape[1:])).any(1)
 
@@ -47,7 +48,7 @@ def apply(eqn, ins: list[Interval]) -> Interval:
         lower, upper = RULES[name](eqn, *ins)
     elif name in arithmetic.RULES:
         # A scalar may meet an array; the axis of boxes stays in front.
-        ins = [_with_rank(x, len(out.shape) + 1) for x in ins]
+        ins = [with_rank(x, len(out.shape) + 1) for x in ins]
         lower, upper = arithmetic.RULES[name](eqn, *ins)
     else:
         raise NotImplementedError(f"there is no interval rule for the primitive {name!r}")
@@ -56,7 +57,8 @@ def apply(eqn, ins: list[Interval]) -> Interval:
     return arithmetic.unknown(np.isnan(lower) | np.isnan(upper), Interval(lower, upper))
 
 
-def _with_rank(x: Interval, rank: int) -> Interval:
+def with_rank(x: Interval, rank: int) -> Interval:
+    """A scalar as an array of ones axes behind the axis of boxes; an array as it is."""
     if x.lower.ndim == rank:
         return x
     return Interval(*(end.reshape(len(end), *[1] * (rank - 1)) for end in x))
@@ -90,7 +92,7 @@ def _moved(eqn, x: Interval, *rest: Interval) -> Interval:
     else:
         if any(i.lower.shape[0] > 1 or np.any(i.lower != i.upper) for i in rest):
             raise NotImplementedError(
-                f"there is no interval rule for {eqn.primitive.name!r} at an index that depends on x"
+                f"there is no interval rule for {eqn.primitive.name!r} at an index that varies"
             )
         others = [
             i.lower[0].astype(v.aval.dtype) for i, v in zip(rest, eqn.invars[1:], strict=True)

@@ -189,7 +189,7 @@ def range_of(
     *,
     tol: float = 1e-9,
     max_boxes: int = 100_000,
-    cuts: Sequence[float] = (),
+    without: Sequence[float] = (),
 ) -> Range:
     """Bounds on the infimum and the supremum of a function over a box, by branch and bound.
 
@@ -203,12 +203,12 @@ def range_of(
         upper: Upper corner, of the same shape.
         tol: Wanted width of each bracket, relative to its value where that exceeds one.
         max_boxes: How many boxes to look at for each end at most.
-        cuts: Points where a box on the line is cut first, into the floats below, the point and
-            the floats above: for a function that has another formula on either side.
+        without: Points of the line that are left out, with no float beside them: kinks, where a
+            derivative has no value.
 
     Returns:
         The range. Its bounds hold whether or not they are as close as wanted, which `certified`
-        says. With `cuts`, for every float of the box.
+        says.
 
     Raises:
         ValueError: If the corners make no box, or the function is NaN somewhere in it.
@@ -224,7 +224,7 @@ def range_of(
     """
     low, high = _box(lower, upper)
     f = enclosure(fn, lower)
-    boxes = _cut(low, high, cuts)
+    boxes = _cut(low, high, without)
     at = lambda points: f.natural(points, points)[0]
     budget: Any = {"tol": tol, "max_boxes": max_boxes}
     least = minimum(lambda a, b: f(a, b).lower, lambda p: at(p).upper, *boxes, **budget)
@@ -240,19 +240,16 @@ def range_of(
     )
 
 
-def _cut(low: np.ndarray, high: np.ndarray, cuts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes to begin with: the point of each cut, and what lies between."""
-    if not len(cuts):
+def _cut(low: np.ndarray, high: np.ndarray, without: Sequence[float]):
+    """The boxes to begin with: all floats but those left out."""
+    if not len(without):
         return low[None], high[None]
     if low.ndim:
-        raise ValueError(f"cuts are points of a box on the line; this one has shape {low.shape}.")
-    lows, highs = [low], [high]
-    for point in sorted({float(cut) for cut in cuts if low <= cut <= high}):
-        highs[-1] = np.nextafter(point, -math.inf)
-        lows += [np.float64(point), np.nextafter(point, math.inf)]
-        highs += [np.float64(point), high]
-    kept = [(a, b) for a, b in zip(lows, highs, strict=True) if a <= b]
-    return np.array([a for a, _ in kept]), np.array([b for _, b in kept])
+        raise ValueError(f"without holds points of the line; this box has shape {low.shape}.")
+    points = np.array(sorted({float(point) for point in without if low <= point <= high}))
+    lows = np.array([low, *np.nextafter(points, math.inf)])
+    highs = np.array([*np.nextafter(points, -math.inf), high])
+    return lows[lows <= highs], highs[lows <= highs]
 
 
 def _box(lower: Any, upper: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -294,6 +291,7 @@ def _evaluate(program: core.ClosedJaxpr, args: list[Interval], jumps: list) -> l
     env = dict(zip(jaxpr.constvars, map(_constant, program.consts), strict=True))
     env |= dict(zip(jaxpr.invars, args, strict=True))
     read = lambda atom: _constant(atom.val) if isinstance(atom, core.Literal) else env[atom]
+    extremes: dict = {}
     for eqn in jaxpr.eqns:
         ins = [read(atom) for atom in eqn.invars]
         inner = _inner(eqn)
@@ -306,10 +304,31 @@ def _evaluate(program: core.ClosedJaxpr, args: list[Interval], jumps: list) -> l
         elif eqn.primitive.name == "scan":
             outs = _scan(eqn.params, ins, jumps)
         else:
-            outs = [rules.apply(eqn, ins)]
+            outs = [_tie(eqn, extremes) or rules.apply(eqn, ins)]
             jumps.append(rules.may_jump(eqn, ins, outs[0]))
+            if eqn.primitive.name in ("max", "min"):
+                extremes[eqn.outvars[0]] = eqn, ins
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _tie(eqn, extremes: dict) -> Interval | None:
+    """`a == max(a, b)` asks whether `a >= b`, which intervals decide far more often."""
+    if eqn.primitive.name != "eq":
+        return None
+    for atom, other in (eqn.invars, eqn.invars[::-1]):
+        if isinstance(other, core.Literal) or other not in extremes:
+            continue
+        made, (a, b) = extremes[other]
+        order = "ge" if made.primitive.name == "max" else "le"
+        for part, mine, rest in zip(made.invars, (a, b), (b, a), strict=True):
+            literal = isinstance(part, core.Literal) and isinstance(atom, core.Literal)
+            if part is atom or (literal and np.array_equal(part.val, atom.val)):
+                rank = len(eqn.outvars[0].aval.shape) + 1
+                return arithmetic.RULES[order](
+                    None, rules.with_rank(mine, rank), rules.with_rank(rest, rank)
+                )
+    return None
 
 
 def _scan(params: dict, ins: list[Interval], jumps: list) -> list[Interval]:

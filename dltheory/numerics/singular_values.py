@@ -1,8 +1,18 @@
 """Singular values of dense matrices, without their vectors."""
 
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+import threadpoolctl
+from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
+
+_SMALL = 32  # up to here LAPACK's own loop over a stack beats one call a matrix
 
 
 def singular_values(a: ArrayLike) -> Array:
@@ -13,6 +23,10 @@ def singular_values(a: ArrayLike) -> Array:
     is finite everywhere. Where values coincide (at an orthogonal matrix) those :math:`ds_i` depend
     on an arbitrary basis, but every smooth symmetric function of the values has its exact gradient;
     second derivatives need distinct values.
+
+    Concrete arrays on a CPU are worked by NumPy on all cores in float64, as the square roots of the
+    eigenvalues of a Gram matrix where that is accurate; rows and columns of zeros, such as those
+    of inactive ReLUs, cost nothing. Elsewhere, and under transformations, by `jnp.linalg.svd`.
 
     Args:
         a: Real or complex floating-point matrices, shape ``(..., m, n)``.
@@ -40,9 +54,119 @@ def singular_values(a: ArrayLike) -> Array:
         a = a.astype(jnp.float32)
     if a.size == 0:
         return jnp.zeros((*a.shape[:-2], min(a.shape[-2:])), a.real.dtype)
+    if not isinstance(a, Tracer) and next(iter(a.devices())).platform == "cpu":
+        return jnp.asarray(on_host([np.asarray(a)])[0])
     finite = jnp.all(jnp.isfinite(a), axis=(-2, -1), keepdims=True)
     # No backend promises what it does with NaN, so a bad matrix becomes zeros; the sum brings the
     # NaN back, into the derivative too.
     s = jnp.linalg.svd(jnp.where(finite, a, 0), compute_uv=False)
     spoilt = a.real * jnp.where(finite, 0, jnp.nan).astype(s.dtype)
     return s + jnp.sum(spoilt, axis=(-2, -1))[..., None]
+
+
+def in_turn(stacks: Sequence[Array]) -> list[Array]:
+    """`singular_values` of several stacks in one program, one stack after the other.
+
+    Each batch of LAPACK calls holds a thread of XLA's CPU pool while it waits for others; as many
+    batches at once as there are threads never end. A data dependency keeps them apart.
+
+    Args:
+        stacks: Arrays of matrices, each of shape `(..., m, n)`.
+
+    Returns:
+        Their singular values, each of shape `(..., min(m, n))`.
+    """
+    found: list[Array] = []
+    for stack in stacks:
+        if found:
+            stack, found[-1] = lax.optimization_barrier((stack, found[-1]))
+        found.append(singular_values(stack))
+    return found
+
+
+def on_host(
+    stacks: Sequence[np.ndarray], right: Sequence[np.ndarray | None] | None = None
+) -> list[np.ndarray]:
+    """Singular values of NumPy arrays, on all cores and with one BLAS thread each.
+
+    Args:
+        stacks: Arrays of matrices, each of shape `(..., m, n)`.
+        right: Per stack, an array of matrices `(..., n, k)` to multiply with, or `None`. A product
+            costs little where its left factor has columns of zeros.
+
+    Returns:
+        Singular values of each stack, or of its product, in the stack's precision: shape
+        `(..., min(m, n))`, or `(..., min(m, k))`; all NaN for a matrix that is not finite.
+    """
+    jobs: list[Callable[[], None]] = []
+    found = []
+    for number, stack in enumerate(stacks):
+        other = None if right is None else right[number]
+        columns = stack.shape[-1] if other is None else other.shape[-1]
+        count = min(stack.shape[-2], columns)
+        values = np.zeros((*stack.shape[:-2], count), np.zeros((), stack.dtype).real.dtype)
+        found.append(values)
+        flat, out = stack.reshape(-1, *stack.shape[-2:]), values.reshape(-1, count)
+        if other is not None:
+            other = other.reshape(-1, *other.shape[-2:])
+            jobs += [functools.partial(_one, out, i, flat[i], other[i]) for i in range(len(flat))]
+        elif max(stack.shape[-2:]) <= _SMALL:
+            parts = np.array_split(np.arange(len(flat)), max(1, len(flat) // 64))
+            jobs += [functools.partial(_many, out, flat, part) for part in parts]
+        else:
+            jobs += [functools.partial(_one, out, i, flat[i], None) for i in range(len(flat))]
+    with _blas().limit(limits=1), ThreadPoolExecutor(_cores()) as pool:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+    return found
+
+
+def _many(out: np.ndarray, stack: np.ndarray, part: np.ndarray) -> None:
+    """Small matrices, by one call."""
+    a = stack[part].astype(np.result_type(stack.dtype, np.float64))
+    finite = np.asarray(np.isfinite(a).all((-2, -1)))
+    s = np.linalg.svd(np.where(finite[:, None, None], a, 0), compute_uv=False)
+    out[part] = np.where(finite[:, None], s, np.nan)
+
+
+def _one(out: np.ndarray, index: int, a: np.ndarray, right: np.ndarray | None) -> None:
+    """One matrix, or product of two, reduced to the rows and columns that are not zero."""
+    if not np.isfinite(a).all() or not (right is None or np.isfinite(right).all()):
+        out[index] = np.nan
+        return
+    single = (
+        a.dtype.itemsize <= np.dtype(np.complex64 if np.iscomplexobj(a) else np.float32).itemsize
+    )
+    a = a.astype(np.result_type(a.dtype, np.float64))
+    used = a.any(axis=0)
+    a = a[:, used]
+    if right is not None:
+        right = right[used].astype(a.dtype)
+        # Q of a tall left factor turns no singular value, so that R alone is left of it.
+        if a.shape[0] > 1.3 * a.shape[1]:
+            a = np.asarray(np.linalg.qr(a, mode="r"))
+        a = a @ right
+        a = a[:, a.any(axis=0)]
+    a = a[a.any(axis=1)]
+    if a.size == 0:
+        return
+    gram = a @ a.conj().T if a.shape[0] <= a.shape[1] else a.conj().T @ a
+    squares = np.linalg.eigvalsh(gram)[::-1]
+    # The error of a square is eps s_max^2, so that of a value is eps s_max^2 / s: too much for
+    # small values in double precision, and for none in single precision.
+    scale = np.abs(a).max()
+    if not (1e-140 < scale < 1e140) or (not single and squares[-1] < 1e-10 * squares[0]):
+        s = np.linalg.svd(a, compute_uv=False)
+    else:
+        s = np.sqrt(np.maximum(squares, 0))
+    out[index, : len(s)] = s
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.lru_cache(maxsize=1)
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """The BLAS libraries of this process, whose own threads would fight with ours."""
+    return threadpoolctl.ThreadpoolController()

@@ -1,1 +1,7 @@
-"""Scalars, spectra and activations in, numbers out. Runs no network."""
+"""Scalars, spectra and activations in, numbers out. Runs no network.
+
+- `dual`: Gaussian moments, dual kernels and Hermite coefficients of any activation;
+- `mean_field`: lengths, correlations and gradients through depth, and the edge of chaos.
+"""
+
+from . import dual, mean_field  # noqa: F401

@@ -1,0 +1,44 @@
+"""The documentation: built by `make docs`, with warnings as errors and without the network."""
+
+import importlib.metadata
+
+project = "dltheory"
+author = "The dltheory authors"
+copyright = author  # noqa: A001
+release = version = importlib.metadata.version("dltheory")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "examples"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Shapes and meanings are in the docstrings; expanded type aliases would drown them.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "dltheory"
+html_copy_source = False
+html_show_sphinx = False
+
+
+def _skip(app, what, name, obj, skip, options):
+    """The fields of a NamedTuple are described once, by its docstring."""
+    del app, what, name, options
+    return skip or type(obj).__name__ == "_tuplegetter"
+
+
+def setup(app):
+    """Register what autodoc leaves out."""
+    app.connect("autodoc-skip-member", _skip)
