@@ -15,7 +15,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 
 # Shapes and meanings are in the docstrings; expanded type aliases would drown them.

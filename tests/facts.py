@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-FACTS = {entry["id"]: entry for entry in json.loads(Path(__file__).with_name("facts.json").read_text())}
+FACTS = {
+    entry["id"]: entry for entry in json.loads(Path(__file__).with_name("facts.json").read_text())
+}
 
 
 def assert_agrees(fact_id, measured):

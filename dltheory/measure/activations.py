@@ -262,8 +262,10 @@ def _extremes(
     fn: Callable, kinks: tuple[float, ...], f: Enclosure, fact: str, assumed: list[str]
 ) -> tuple[Bracket, Bracket]:
     """Bounds on infimum and supremum over all floats if they come close, else over the window."""
-    core = intervals.range_of(fn, -_WINDOW, _WINDOW, tol=_TOL, without=kinks)
     whole = intervals.range_of(fn, -_LARGEST, _LARGEST, tol=_TOL, max_boxes=10_000, without=kinks)
+    core = whole
+    if not whole.certified:
+        core = intervals.range_of(fn, -_WINDOW, _WINDOW, tol=_TOL, max_boxes=60_000, without=kinks)
     far_out = np.concatenate([-asymptotics.POWERS, asymptotics.POWERS])
     seen = f.natural(far_out, far_out)[0]
     brackets = []

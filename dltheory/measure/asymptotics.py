@@ -108,4 +108,6 @@ def _rate(f: Enclosure, slope: Enclosure, limit: float, side: int) -> str:
     # The fall is p / x for a power, constant for an exponential, and grows for anything faster.
     growth = growth[np.isfinite(growth)]
     typical = np.median(growth) if len(growth) else math.inf
-    return "algebraic" if typical < -0.5 else "exponential" if typical < 0.5 else "super-exponential"
+    return (
+        "algebraic" if typical < -0.5 else "exponential" if typical < 0.5 else "super-exponential"
+    )

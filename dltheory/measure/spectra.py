@@ -181,10 +181,11 @@ def _least(where, bound, reverse=False) -> list[Any]:
 
 def _logs(s, rank, n: int, xp) -> tuple[Any, Any]:
     """Logs of singular values, exactly `-inf` beyond the rank; and which are resolved."""
-    zero = xp.arange(s.shape[-1]) >= rank[..., None]
+    zero = xp.broadcast_to(xp.arange(s.shape[-1]), s.shape) >= rank[..., None]
     largest = s[..., :1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = xp.log(xp.where(zero, 0, s))
+    # The logarithm never sees a zero, whose derivative would turn into NaN.
+    gone = zero | (s == 0)
+    logs = xp.where(gone, -xp.inf, xp.log(xp.where(gone, 1, s)))
     finfo = jnp.finfo(s.dtype)
     # Near the bottom of the range of floats, entries of the matrix have been flushed to zero.
     sound = (largest > float(finfo.tiny) / float(finfo.eps) ** 2) & xp.isfinite(largest)

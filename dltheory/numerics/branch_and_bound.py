@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 _MAX = float(np.finfo(np.float64).max)
+_FINEST = 1e-24  # a box this narrow is not cut: towards zero floats go on for a thousand octaves
 
 
 class Minimum(NamedTuple):
@@ -65,14 +66,15 @@ def minimum(
                 suspect = points[np.isnan(values)][0]
             upper = np.fmin.reduce(values, initial=upper)
             slack = tol * max(1.0, abs(upper))
-            inside = ((low < middle) & (middle < high)).reshape(len(low), middle[0].size).any(1)
+            inside = (low < middle) & (middle < high) & (high - low > _FINEST)
+            inside = inside.reshape(len(low), middle[0].size).any(1)
             going = (bound < upper - slack) & inside
             if count + 4 * np.count_nonzero(going) > max_boxes:
                 going[:] = False
             lower = np.min(bound[~going], initial=lower)
             low, high = _halves(*_halves(low[going], high[going]))
     lower, upper = float(min(lower, upper)), float(upper)
-    return Minimum(lower, upper, upper - lower <= slack, count, suspect)
+    return Minimum(lower, upper, bool(upper - lower <= slack), count, suspect)
 
 
 def middle_of(low: np.ndarray, high: np.ndarray) -> np.ndarray:

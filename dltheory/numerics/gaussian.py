@@ -23,7 +23,6 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 _RULE = np.polynomial.legendre.leggauss(16)
-_PAIR_RULE = np.polynomial.legendre.leggauss(16)
 _PAIR_END = 8.6  # erfc(8.6 / sqrt(2)) = 8e-18, below the rounding of float64
 
 
@@ -67,17 +66,16 @@ def expectation(
 
     end = float(np.sqrt(-1.98 * np.log(float(jnp.finfo(dtype).tiny))))
     half_line = [*(1.47 * 3.0 ** np.arange(-6, 1)), 2.9, 5.0, *np.geomspace(9.0, end, 4)]
-    edges = jnp.asarray(np.concatenate([-np.flip(half_line), [0.0], half_line]), dtype)
     std = jnp.sqrt(var)[..., None]
-    edges = jnp.broadcast_to(edges, (*var.shape, edges.size))
+    edges = [jnp.full_like(std, e) for e in (*np.negative(half_line[::-1]), 0.0, *half_line)]
     for k in points:
         edges = _insert(edges, _over(k, std))
-    z, weights = _panels(edges, _RULE)
-    total = jnp.sum(mapped(std[..., None] * z) * weights, axis=(-2, -1))
+    total = _integrate(lambda z: mapped(std * z), *_panels(edges))
 
     # The integral diverges if the integrand has not died out at the rim, the largest z for which
     # the density is a normal number.
-    right, left = (mapped(sign * end * std[..., 0]) * (end * _density(edges[..., -1])) for sign in (1, -1))
+    rim = jnp.full_like(var, end)
+    right, left = (mapped(s * rim * std[..., 0]) * (rim * _density(rim)) for s in (1, -1))
     size = jnp.abs(right) + jnp.abs(left)
     floor = jnp.sqrt(jnp.finfo(dtype).eps) * (jnp.abs(total) + jnp.sqrt(jnp.finfo(dtype).tiny))
     infinity = jnp.sign(right) * jnp.inf + jnp.sign(left) * jnp.inf
@@ -147,57 +145,52 @@ def pair_expectation(
 
     # Outer cuts: where a kink of g1 crosses one of g2, and towards d = 0, where their steep parts
     # cross. The integrand is even in d for one function of two equal variances.
-    outer = _graded(jnp.maximum(steepness * beta, 1))[..., jnp.array([0, 2, 3])]
-    apart = 2 * jnp.where(beta > 0, beta, 1)
+    outer = _graded(jnp.maximum(steepness * beta, 1))
+    if points1 and points2 and any((*points1, *points2)):  # crossings away from d = 0 follow
+        del outer[1]
     if even:
         near = sorted({abs(a - b) for a in points1 for b in points1} - {0.0})
         far = sorted({abs(a + b) for a in points1 for b in points1} - {0.0})
         pairs = itertools.zip_longest(near, far, fillvalue=0.0)
         crossings = [jnp.where(sign > 0, _over(a, std1), _over(b, std1)) for a, b in pairs]
     else:
-        outer = jnp.concatenate([-jnp.flip(outer, -1), outer[..., 1:]], axis=-1)
+        outer = _mirrored(outer)
         pairs = itertools.product(points1, points2)
         crossings = [_over(a, std1) - sign * _over(b, std2) for a, b in pairs]
     for crossing in crossings:
+        apart = 2 * jnp.where(beta > 0, beta, 1)
         outer = _insert(outer, jnp.where(beta > 0, crossing / apart, 0))
-    d, outer_weights = _panels(outer, _PAIR_RULE)
-    outer_weights = outer_weights * (2 if even else 1)
 
     def inner(d: Array) -> Array:
-        shift = beta * d[..., None] / alpha
-        size = jnp.abs(shift)
+        shift, difference = beta * d[..., None] / alpha, beta * d[..., None]
         # Steep parts are centred at p = -shift and p = shift; a kink marks its own centre.
-        centred = size + _graded(jnp.maximum(steepness * alpha, 1))
-        centred = centred[..., 1:] if points1 and points2 else centred
-        half = jnp.minimum(jnp.concatenate([0 * size, centred], axis=-1), _PAIR_END)
-        edges = jnp.concatenate([-jnp.flip(half, -1), half[..., 1:]], axis=-1)
+        grades = _graded(jnp.maximum(steepness * alpha, 1))[bool(points1 and points2) :]
+        centred = [jnp.minimum(jnp.abs(shift) + grade, _PAIR_END) for grade in grades]
+        edges = _mirrored([jnp.zeros_like(shift), *centred])
         for k in points1:
             edges = _insert(edges, _over(k, std1) / alpha - shift)
         for k in points2:
             edges = _insert(edges, sign * _over(k, std2) / alpha + shift)
-        half = (edges[..., 1:] - edges[..., :-1]) / 2
-        middle = (edges[..., 1:] + edges[..., :-1]) / 2
-        difference = beta * d[..., None]
 
-        def add(total: Array, panel: tuple[Array, Array]) -> tuple[Array, None]:
-            p, weights = _nodes(*panel, _PAIR_RULE)
+        def product(p: Array) -> Array:
             u, v = std1 * (alpha * p + difference), std2 * (alpha * p - difference)
-            values = mapped1(u) * mapped2(sign * v)
-            return total + jnp.sum(values * weights, axis=-1), None
+            return mapped1(u) * mapped2(sign * v)
 
-        panels = jnp.moveaxis(middle, -1, 0), jnp.moveaxis(half, -1, 0)
-        return jax.lax.scan(add, jnp.zeros_like(d), panels)[0]
+        return _integrate(product, *_panels(edges))
 
-    # One outer node and one inner panel at a time: for many points at once this is the fastest,
-    # and the nodes of the plane are never all in memory.
+    # One outer node at a time: the nodes of the plane are never all in memory.
+    middle, half = (jnp.moveaxis(a, -1, 0) for a in _panels(outer))
+
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + node[1] * inner(node[0]), None
+        d, weight = node
+        return total + weight * _density(d) * inner(d), None
 
-    nodes = tuple(
-        jnp.moveaxis(a.reshape(*cov.shape, -1), -1, 0) for a in (d, outer_weights)
+    x, w = (jnp.asarray(row, dtype).reshape(-1, *(1,) * half.ndim) for row in _RULE)
+    d, weights = (
+        a.reshape(-1, *cov.shape) for a in (middle[None] + half[None] * x, half[None] * w)
     )
-    total, _ = jax.lax.scan(add, jnp.zeros_like(cov), nodes)
-    return total
+    total = jax.lax.scan(add, jnp.zeros_like(cov), (d, weights))[0]
+    return 2 * total if even else total
 
 
 def correlation(
@@ -230,7 +223,9 @@ def correlation(
     if not any(isinstance(a, Tracer) for a in given):
         bound = np.sqrt(np.asarray(given[0]) * np.asarray(given[1]))
         if np.any(np.abs(np.asarray(given[2])) > bound * (1 + 32 * float(eps))):
-            raise ValueError(f"cov must be at most sqrt(var1 * var2) = {bound} in size; got {given[2]}")
+            raise ValueError(
+                f"cov must be at most sqrt(var1 * var2) = {bound} in size; got {given[2]}"
+            )
     rho = cov / jnp.where(largest > 0, largest, 1)
     rho = jnp.where(jnp.abs(rho) > 1 - 8 * eps, jnp.sign(rho), rho)
     legal = (var1 >= 0) & (var2 >= 0) & ~outside
@@ -292,35 +287,45 @@ def _over(kink: float, std: Array) -> Array:
     return kink / std
 
 
-def _insert(edges: Array, cut: Array) -> Array:
-    """Insert `cut`, shape `(..., 1)`, into sorted `edges`, clipped to their range."""
-    cut = jnp.clip(cut, edges[..., :1], edges[..., -1:])
-    below = jnp.concatenate([edges[..., :1], edges], axis=-1)
-    above = jnp.concatenate([edges, edges[..., -1:]], axis=-1)
-    # Not by maximum and minimum: at a tie they would give each side half of the derivative.
-    return jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
-
-
-def _panels(edges: Array, rule: tuple[np.ndarray, np.ndarray]) -> tuple[Array, Array]:
-    """Nodes and Gaussian weights of all panels, shape `(..., panels, nodes)`."""
-    half, middle = (edges[..., 1:] - edges[..., :-1]) / 2, (edges[..., 1:] + edges[..., :-1]) / 2
-    return _nodes(middle, half, rule)
-
-
-def _nodes(
-    middle: Array, half: Array, rule: tuple[np.ndarray, np.ndarray]
-) -> tuple[Array, Array]:
-    """Nodes of panels of given middle and half length, and their weights for the Gaussian."""
-    x, w = (jnp.asarray(row, half.dtype).reshape((1,) * half.ndim + (-1,)) for row in rule)
-    z = middle[..., None] + half[..., None] * x
-    return z, half[..., None] * (w * _density(z))
-
-
-def _graded(steepness: Array) -> Array:
-    """Edges from zero to the end of the axis for a function of width `1 / steepness`, `(..., 4)`."""
+def _graded(steepness: Array) -> list[Array]:
+    """Edges from zero to the end of the axis, for a function of width `1 / steepness`."""
     width = 1.5 / steepness
-    middle = jnp.sqrt(width * _PAIR_END)
-    return jnp.concatenate([0 * width, width, middle, jnp.full_like(width, _PAIR_END)], axis=-1)
+    end = jnp.full_like(width, _PAIR_END)
+    return [jnp.zeros_like(width), width, jnp.sqrt(width * end), end]
+
+
+def _mirrored(edges: list[Array]) -> list[Array]:
+    """Edges of the whole axis, from those of its positive half."""
+    return [*(-edge for edge in edges[:0:-1]), *edges]
+
+
+def _insert(edges: list[Array], cut: Array) -> list[Array]:
+    """Insert `cut` into sorted edges, clipped to their range."""
+    cut = jnp.clip(cut, edges[0], edges[-1])
+    # Not by maximum and minimum: at a tie they would give each side half of the derivative.
+    return [
+        jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
+        for below, above in zip([edges[0], *edges], [*edges, edges[-1]], strict=True)
+    ]
+
+
+def _panels(edges: list[Array]) -> tuple[Array, Array]:
+    """Middle and half length of each panel, shape `(..., panels)`, from edges `(..., 1)`."""
+    stacked = jnp.concatenate(edges, axis=-1)
+    low, high = stacked[..., :-1], stacked[..., 1:]
+    return (high + low) / 2, (high - low) / 2
+
+
+def _integrate(f: Callable[[Array], Array], middle: Array, half: Array) -> Array:
+    """Gaussian integral over the panels, one node of the rule at a time."""
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        z = middle + half * node[0]
+        return total + f(z) * (node[1] * _density(z)), None
+
+    rule = tuple(jnp.asarray(row, half.dtype) for row in _RULE)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(half), rule)
+    return jnp.sum(total * half, axis=-1)
 
 
 def _density(z: Array) -> Array:

@@ -37,13 +37,15 @@ def _any(flags: Any) -> np.ndarray:
     return flags.reshape(len(flags), math.prod(flags.shape[1:])).any(1)
 
 
-def apply(eqn, ins: list[Interval]) -> Interval:
+def apply(eqn, ins: list[Interval]) -> list[Interval]:
     """Bounds on what an equation returns for operands within `ins`.
 
     Raises:
         NotImplementedError: If there is no rule for its primitive.
     """
     name, out = eqn.primitive.name, eqn.outvars[0].aval
+    if name in ("split", "unstack"):
+        return _parts(eqn, ins[0])
     if name in RULES:
         lower, upper = RULES[name](eqn, *ins)
     elif name in arithmetic.RULES:
@@ -54,7 +56,18 @@ def apply(eqn, ins: list[Interval]) -> Interval:
         raise NotImplementedError(f"there is no interval rule for the primitive {name!r}")
     if not np.issubdtype(out.dtype, np.floating):
         lower, upper = np.ceil(lower), np.floor(upper)  # an integer in a rounded interval
-    return arithmetic.unknown(np.isnan(lower) | np.isnan(upper), Interval(lower, upper))
+    return [arithmetic.unknown(np.isnan(lower) | np.isnan(upper), Interval(lower, upper))]
+
+
+def _parts(eqn, x: Interval) -> list[Interval]:
+    """An array cut along an axis, into pieces of the shapes that the equation returns."""
+    axis = eqn.params["axis"] + 1
+    sizes = eqn.params.get("sizes", [1] * len(eqn.outvars))
+    pieces = zip(*(np.split(end, np.cumsum(sizes)[:-1], axis) for end in x), strict=True)
+    return [
+        Interval(*(end.reshape(len(end), *out.aval.shape) for end in piece))
+        for out, piece in zip(eqn.outvars, pieces, strict=True)
+    ]
 
 
 def with_rank(x: Interval, rank: int) -> Interval:
@@ -78,6 +91,8 @@ def _broadcast(eqn, x: np.ndarray) -> np.ndarray:
 def _concatenate(eqn, *xs: np.ndarray) -> np.ndarray:
     boxes = max(x.shape[0] for x in xs)
     xs = tuple(np.broadcast_to(x, (boxes, *x.shape[1:])) for x in xs)
+    if eqn.primitive.name == "stack":
+        return np.stack(xs, axis=eqn.params["axis"] + 1)
     return np.concatenate(xs, axis=eqn.params["dimension"] + 1)
 
 
@@ -175,6 +190,7 @@ RULES: dict[str, Callable[..., Interval]] = {
     "reshape": exact(lambda eqn, x: x.reshape(_shape(eqn, x))),
     "rev": _moved,
     "slice": _moved,
+    "stack": exact(_concatenate),
     "squeeze": exact(lambda eqn, x: x.reshape(_shape(eqn, x))),
     "transpose": exact(
         lambda eqn, x: np.transpose(x, (0, *(a + 1 for a in eqn.params["permutation"])))

@@ -304,7 +304,8 @@ def _evaluate(program: core.ClosedJaxpr, args: list[Interval], jumps: list) -> l
         elif eqn.primitive.name == "scan":
             outs = _scan(eqn.params, ins, jumps)
         else:
-            outs = [_tie(eqn, extremes) or rules.apply(eqn, ins)]
+            tie = _tie(eqn, extremes)
+            outs = rules.apply(eqn, ins) if tie is None else [tie]
             jumps.append(rules.may_jump(eqn, ins, outs[0]))
             if eqn.primitive.name in ("max", "min"):
                 extremes[eqn.outvars[0]] = eqn, ins
@@ -383,7 +384,8 @@ def _opened(program: core.ClosedJaxpr) -> Callable[[Array], Array]:
                 # A custom rule may hide inside.
                 raise NotImplementedError("no derivative is taken of loops and branches")
             else:
-                outs = [eqn.primitive.bind(*ins, **eqn.params)]
+                outs = eqn.primitive.bind(*ins, **eqn.params)
+                outs = outs if eqn.primitive.multiple_results else [outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

@@ -67,7 +67,12 @@ def figure(results):
         label = rf"$\sigma_w^2 = {weight_var:g}$"
         figures.line(axes[0, 0], layers, arrays["theory"][series].mean(0), series=series)
         figures.band(
-            axes[0, 0], layers, arrays["length"][series], spread="stderr", series=series, label=label
+            axes[0, 0],
+            layers,
+            arrays["length"][series],
+            spread="stderr",
+            series=series,
+            label=label,
         )
     axes[0, 0].set(xlabel="layer", ylabel="relative length", yscale="log")
     figures.legend(fig)

@@ -4,16 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
 from dltheory.measure import jacobians
 from dltheory.networks import sites
 from dltheory.networks.sites import SiteError
-from tests.model_table import CASES, deep_linen_scan, deep_scan, parameters
+from dltheory.numerics import spectra
+from tests.model_table import CASES, deep_linen_scan, deep_scan, kinds, parameters
 from tests.tier import FULL
 
-table = pytest.mark.parametrize("case", parameters(CASES))
+table = pytest.mark.parametrize("case", parameters(kinds()))
 
 
 def chosen(case):
@@ -72,19 +74,17 @@ def test_both_modes_agree_with_differences(case):
 @table
 def test_layer_spectra_equal_those_of_naive_jacobians(case):
     f, params, x = case.build()
-    spectra = jacobians.layer_spectra(f, params, x, coupled=case.couples_examples)
-    texts = [str(site) for site in spectra.sites]
+    found = jacobians.layer_spectra(f, params, x, coupled=case.couples_examples)
+    texts = [str(site) for site in found.sites]
     assert texts == [*case.sites] + ["output"] * (len(texts) > len(case.sites))
-    assert {t for t, s in zip(texts, spectra.local, strict=True) if s is not None} - {
+    assert {t for t, s in zip(texts, found.local, strict=True) if s is not None} - {
         "output"
     } == set(case.cuts)
     values = jax.jit(case.expected)
     naive = jax.jit(jax.jacrev(values, argnums=1))(params, x)
     axes = dict(case.example_axes)
     before = blocks(jax.jacrev(lambda x: x)(x), x)
-    for site, measured, local in zip(
-        case.sites, spectra.input_to_layer, spectra.local, strict=False
-    ):
+    for site, measured, local in zip(case.sites, found.input_to_layer, found.local, strict=False):
         j = blocks(naive[site], x, axes.get(site, 0))
         wanted = np.linalg.svd(j, compute_uv=False)
         np.testing.assert_allclose(np.exp(measured), wanted, rtol=0, atol=1e-13 * wanted.max())
@@ -97,36 +97,38 @@ def test_layer_spectra_equal_those_of_naive_jacobians(case):
             np.testing.assert_allclose(np.exp(local), piece, rtol=0, atol=1e-8 * piece.max())
         if local is not None:
             before = j
-    np.testing.assert_allclose(spectra.layer_to_output[-1], 0.0, atol=1e-14)
+    np.testing.assert_allclose(found.layer_to_output[-1], 0.0, atol=1e-14)
     whole = np.linalg.svd(
         jacobians.jacobian(f, params, x, case.sites[0], coupled=case.couples_examples),
         compute_uv=False,
     )
     np.testing.assert_allclose(
-        np.exp(spectra.layer_to_output[0]), whole, rtol=0, atol=1e-13 * whole.max()
+        np.exp(found.layer_to_output[0]), whole, rtol=0, atol=1e-13 * whole.max()
     )
 
 
 def test_a_linear_chain_has_the_spectra_of_its_matrices():
     w = jax.random.normal(jax.random.key(0), (4, 5, 5))
     f = lambda w, x: functools.reduce(lambda h, i: h @ w[i], range(4), x)
-    spectra = jacobians.layer_spectra(f, w, jnp.ones((2, 5)))
+    found = jacobians.layer_spectra(f, w, jnp.ones((2, 5)))
     for i in range(4):
         for measured, matrix in [
-            (spectra.local[i], w[i]),
-            (spectra.input_to_layer[i], functools.reduce(jnp.matmul, w[: i + 1])),
-            (spectra.layer_to_output[i], functools.reduce(jnp.matmul, w[i + 1 :], jnp.eye(5))),
+            (found.local[i], w[i]),
+            (found.input_to_layer[i], functools.reduce(jnp.matmul, w[: i + 1])),
+            (found.layer_to_output[i], functools.reduce(jnp.matmul, w[i + 1 :], jnp.eye(5))),
         ]:
             wanted = np.linalg.svd(matrix, compute_uv=False)
-            np.testing.assert_allclose(np.exp(measured), np.stack([wanted, wanted]), rtol=1e-12)
+            np.testing.assert_allclose(
+                np.exp(measured), np.stack([wanted, wanted]), rtol=1e-10, atol=1e-14
+            )
 
 
 @pytest.mark.parametrize("build", [deep_scan, deep_linen_scan])
 def test_a_thousand_layers_compile_into_one_loop_each(build):
     f, params, x = build(1000, 4)
-    spectra = jacobians.layer_spectra(f, params, x)
-    assert len(spectra.sites) == 1000 + (build is deep_linen_scan)
-    assert all(s.shape[0] == x.shape[0] for s in spectra.local)
+    found = jacobians.layer_spectra(f, params, x)
+    assert len(found.sites) == 1000
+    assert all(s.shape[0] == x.shape[0] for s in found.local)
 
 
 def test_a_second_call_neither_traces_nor_compiles():
@@ -146,7 +148,8 @@ def test_a_second_call_neither_traces_nor_compiles():
     assert not np.array_equal(first, again)
 
 
-def test_spectra_are_the_same_under_jit_and_follow_the_dtype(float32):
+@pytest.mark.usefixtures("float32")
+def test_spectra_are_the_same_under_jit_and_follow_the_dtype():
     f, params, x = CASES[0].build(jnp.float32)
     eager = jacobians.layer_spectra(f, params, x).local
     traced = jax.jit(lambda p, x: jacobians.layer_spectra(f, p, x).local)(params, x)
@@ -169,10 +172,30 @@ def test_a_local_spectrum_is_differentiable_in_the_parameters():
     np.testing.assert_allclose(slope, (volume(move(h)) - volume(move(-h))) / (2 * h), rtol=1e-8)
 
 
+def test_an_isometry_penalty_on_inactive_units_has_the_gradient_of_differences():
+    f = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+    keys = jax.random.split(jax.random.key(1), 2)
+    w = {name: jax.random.normal(key, (3, 3)) for name, key in zip("ab", keys, strict=True)}
+    x = jnp.ones((1, 3))
+    assert (x @ w["a"] < 0).any()
+
+    @jax.jit
+    def penalty(w):
+        found = jacobians.layer_spectra(f, w, x)
+        return sum(spectra.isometry_error(s).sum() for s in (*found.local, *found.input_to_layer))
+
+    direction = dict.fromkeys("ab", jnp.cos(jnp.arange(9.0)).reshape(3, 3))
+    slope = jax.jvp(penalty, (w,), (direction,))[1]
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(penalty)(w)))
+    h = 1e-5
+    move = lambda h: jax.tree.map(lambda a, d: a + h * d, w, direction)
+    np.testing.assert_allclose(slope, (penalty(move(h)) - penalty(move(-h))) / (2 * h), rtol=1e-7)
+
+
 def test_nan_in_the_data_makes_its_spectra_nan_and_no_others():
     f, params, x = CASES[0].build()
-    spectra = jacobians.layer_spectra(f, params, x.at[1, 0].set(jnp.nan))
-    for s in (*spectra.input_to_layer[1:], *spectra.local[1:]):
+    found = jacobians.layer_spectra(f, params, x.at[1, 0].set(jnp.nan))
+    for s in (*found.input_to_layer[1:], *found.local[1:]):
         assert np.isnan(s[1]).all()
         assert np.isfinite(s[0]).all()
 
@@ -184,7 +207,7 @@ def coupled_model():
 
 def test_coupled_examples_are_refused_by_name_and_nan_under_jit():
     f, w, x = coupled_model()
-    with pytest.raises(SiteError, match=r"couples examples: at 'output'.*coupled=True"):
+    with pytest.raises(SiteError, match=r"couples examples: at 'join'.*coupled=True"):
         jacobians.jacobian(f, w, x)
     assert np.isnan(jax.jit(lambda x: jacobians.jacobian(f, w, x))(x)).all()
     block = jacobians.jacobian(f, w, x, coupled=True)
@@ -217,3 +240,74 @@ def test_an_empty_batch_is_refused():
     f, params, x = CASES[0].build()
     with pytest.raises(ValueError, match=r"x has shape \(0, 4\), want \(N, ...\) with N >= 1"):
         jacobians.layer_spectra(f, params, x[:0])
+
+
+def wide(depth, width, activation, scale):
+    """A hand-written network of one scanned stack, on one example."""
+    w = scale * jax.random.normal(jax.random.key(3), (depth, width, width)) / width**0.5
+    step = lambda h, w: (activation(h) @ w, None)
+    f = lambda w, x: jax.lax.scan(step, x @ w[0], w[1:])[0]
+    return f, w, jax.random.normal(jax.random.key(4), (1, width))
+
+
+def exact_logs(matrices):
+    """Log singular values of a product in 400-digit arithmetic."""
+    with mpmath.workdps(400):
+        product = mpmath.eye(matrices[0].shape[1])
+        for matrix in matrices:
+            product = mpmath.matrix(np.asarray(matrix).tolist()) * product
+        values = mpmath.svd_r(product, compute_uv=False)
+        return np.array([float(mpmath.log(v)) for v in values])
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_deep_spectra_are_right_where_the_formed_product_resolves_nothing(scale):
+    depth = 300 if FULL else 60
+    f, w, x = wide(depth, 5, jnp.tanh, scale)
+    found = jacobians.layer_spectra(f, w, x)
+    assert all(r.all() for r in jax.tree.leaves(found.resolved))
+    h, factors = x @ w[0], [w[0].T]
+    for matrix in w[1:]:
+        factors.append((matrix * (1 - jnp.tanh(h[0]) ** 2)[:, None]).T)
+        h = jnp.tanh(h) @ matrix
+    for end in (depth // 2, depth):
+        wanted = exact_logs(factors[:end])
+        assert np.ptp(wanted) > 40
+        np.testing.assert_allclose(found.input_to_layer[end - 1][0], wanted, rtol=0, atol=1e-9)
+    wanted = exact_logs(factors[1:])
+    np.testing.assert_allclose(found.layer_to_output[0][0], wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("float32")
+def test_inactive_units_lose_rank_exactly_and_single_precision_neither_underflows():
+    f, w, x = wide(200, 6, jax.nn.relu, 0.05)
+    found = jacobians.layer_spectra(f, w, x)
+    last = np.asarray(found.input_to_layer[-1][0])
+    h = np.maximum(np.asarray(found.local[3][0]), -np.inf)
+    assert np.isneginf(h).any()
+    assert np.isneginf(last).any()
+    f, w, x = wide(200, 6, jnp.tanh, 0.05)
+    found = jacobians.layer_spectra(f, w, x)
+    formed = jacobians.layer_spectra(f, w, x, log_domain=False)
+    assert np.isneginf(formed.input_to_layer[-1]).all()
+    assert not formed.resolved.input_to_layer[-1].any()
+    last = np.asarray(found.input_to_layer[-1][0])
+    assert np.isfinite(last).all()
+    # The log-volume of a product is the sum of those of its factors.
+    np.testing.assert_allclose(last.sum(), sum(s.sum() for s in found.local), rtol=1e-5)
+
+
+def test_the_live_part_of_a_product_is_all_of_it():
+    with jax.enable_x64(False):
+        f, w, x = wide(4, 40, jax.nn.relu, 1.4)
+        found = jacobians.layer_spectra(f, w, x)
+        for site, s in zip(found.sites, found.input_to_layer, strict=True):
+            j = np.asarray(jacobians.jacobian(f, w, x, "input", site)[0], np.float64)
+            wanted = np.linalg.svd(j, compute_uv=False)
+            np.testing.assert_allclose(np.exp(s[0]), wanted, rtol=0, atol=1e-5 * wanted[0])
+
+
+def test_the_log_domain_under_jit_is_refused():
+    f, w, x = wide(3, 2, jnp.tanh, 1.0)
+    with pytest.raises(ValueError, match="log_domain is True, but under jit it cannot be"):
+        jax.jit(lambda x: jacobians.layer_spectra(f, w, x, log_domain=True).local)(x)

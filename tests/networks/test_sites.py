@@ -1,7 +1,5 @@
 """Sites of unmodified models: found where the framework has its layers, and tapped unharmed."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,8 @@ import pytest
 
 from dltheory.networks import sites
 from dltheory.networks.sites import SiteError
-from tests.model_table import CASES, closed_over, deep_linen_scan, deep_scan, parameters
+from tests.model_table import CASES, closed_over, deep_linen_scan, deep_scan, kinds, parameters
+from tests.tier import FULL
 
 table = pytest.mark.parametrize("case", parameters(CASES))
 
@@ -20,41 +19,40 @@ def mlp():
 
 
 @table
-def test_the_sites_are_those_of_the_table_in_run_order(case):
+def test_sites_values_and_output_are_those_of_the_table(case):
     f, params, x = case.build()
     program = sites.trace(f, params, x)
     found = sites.expand(program.layers)
     assert tuple(str(site) for site, _ in found) == case.sites
     assert {str(site) for site, layer in found if layer.is_cut} == set(case.cuts)
-    axes = sites.example_axes(f, params, x, program)
     given = dict(case.example_axes)
+    axes = sites.example_axes(f, params, x, program)
     assert all(axes[layer.text] == given.get(str(site), 0) for site, layer in found)
 
-
-@table
-def test_values_equal_the_models_own_intermediates(case):
-    f, params, x = case.build()
-    wanted = case.expected(params, x)
-    values = sites.values(f, params, x)
-    assert [str(site) for site in values] == list(case.sites)
-    for site, value in values.items():
-        assert (value.shape, value.dtype) == (site.shape, site.dtype)
-        if case.scanned:  # XLA compiles a scan's body as a whole, and rounds as it fuses
-            np.testing.assert_allclose(value, wanted[str(site)], rtol=0, atol=1e-14)
-        else:
-            np.testing.assert_array_equal(value, wanted[str(site)])
-
-
-@table
-def test_a_tap_of_zero_leaves_the_output_as_it_is(case):
-    f, params, x = case.build()
-    run = sites.tapped(f, params, x)
-    y = f(params, x)
+    y, (eager, values) = f(params, x), program.run(params, x)
     allowed = 32 * jnp.finfo(y.dtype).eps * np.abs(y).max()
-    eager, values = run(params, x)
+    # XLA compiles a scan's body as a whole, also in eager evaluation, and rounds as it fuses.
     np.testing.assert_allclose(eager, y, rtol=0, atol=allowed if case.scanned else 0)
-    taps = jax.tree.map(jnp.zeros_like, values)
-    np.testing.assert_allclose(jax.jit(run)(params, x, taps)[0], y, rtol=0, atol=allowed)
+    wanted = case.expected(params, x)
+    for site, layer in found:
+        value = values[layer.text][site.index or ()]
+        assert (value.shape, value.dtype) == (site.shape, site.dtype)
+        exact = 1e-14 if case.scanned else 0
+        np.testing.assert_allclose(value, wanted[str(site)], rtol=0, atol=exact)
+
+    if FULL or case in kinds():
+        taps = jax.tree.map(jnp.zeros_like, values)
+        compiled, _ = jax.jit(program.run)(params, x, taps)
+        np.testing.assert_allclose(compiled, y, rtol=0, atol=allowed)
+
+
+def test_values_are_one_array_a_site():
+    f, params, x = deep_scan(3, 2)
+    values = sites.values(f, params, x)
+    _, stacked = sites.tapped(f, params, x)(params, x)
+    for i, (site, value) in enumerate(values.items()):
+        assert site.index == (i,)
+        np.testing.assert_array_equal(value, stacked[site.name][i])
 
 
 def test_a_tap_adds_to_the_value_and_to_all_that_follows():
@@ -132,7 +130,7 @@ def test_a_scan_of_a_thousand_layers_stays_one_scan(build, reverse):
         return len(jaxpr.eqns) + sum(equations(one) for group in inner for one in group)
 
     assert equations(program.jaxpr) < 300
-    assert len(sites.find(f, params, x)) == 1000 if build is deep_scan else 1001
+    assert len(sites.find(f, params, x)) == 1000
 
 
 def test_closed_sites_refuse_what_is_inside_by_name():
@@ -147,9 +145,9 @@ def test_closed_sites_refuse_what_is_inside_by_name():
     [
         (lambda f, w, x: sites.find(f, w, x.astype(int)), TypeError, r"x must be .* \['int64'\]"),
         (lambda f, w, x: sites.find(f, w, (x, x)), TypeError, "x must be one array of floats"),
-        (lambda f, w, x: sites.find(lambda w, x: (x, x), w, x), TypeError, "return one of them"),
+        (lambda _, w, x: sites.find(lambda _, x: (x, x), w, x), TypeError, "return one of them"),
         (lambda f, w, x: sites.find(f, w, x[:, :1]), SiteError, r"cannot be traced: TypeError"),
-        (lambda f, w, x: sites.find(*closed_over()), SiteError, "has no layer.*constants to it"),
+        (lambda *_: sites.find(*closed_over()), SiteError, "has no layer.*constants to it"),
         (
             lambda f, w, x: sites.trace(f, w, x).layer("W3"),
             SiteError,
