@@ -13,6 +13,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+default_role = "code"  # in docstrings, as in Markdown
 exclude_patterns = ["_build", "examples"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
@@ -25,6 +26,8 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
+napoleon_custom_sections = ["Source"]
 napoleon_use_rtype = False
 
 html_theme = "furo"

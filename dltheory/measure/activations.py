@@ -6,7 +6,7 @@ which part of the function the units of a live network work.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,8 @@ from dltheory.numerics import intervals
 from dltheory.numerics.intervals import Enclosure
 from dltheory.numerics.results import Bracket
 
-_LARGEST = float(np.finfo(np.float64).max)
+_LARGEST = float(np.finfo(np.float32).max)
+_HUGE = 1e30  # what comes to so much within float32's range is infinite
 _WINDOW = 32.0
 _TOL = 4e-7
 
@@ -42,8 +43,8 @@ class Profile(NamedTuple):
         homogeneous: As in `Activation`; tried at points.
         kink_slopes: JAX's own derivative at each kink.
         asymptotes: The line that the function approaches at minus and at plus infinity, or None.
-        infimum: Certified bounds on the infimum over the floats, or over [-32, 32] if `assumed`
-            says so.
+        infimum: Certified bounds on the infimum over float32's range, or over [-32, 32] if
+            `assumed` says so.
         supremum: Likewise on the supremum.
         steepest: Likewise on the Lipschitz constant, from JAX's derivative away from the kinks.
         assumed: What is not certified: one sentence each, naming the fact. Empty if nothing.
@@ -86,7 +87,7 @@ def profile(fn: Callable[[Array], Array]) -> Profile:
     Kinks and smoothness come from bisection on one-sided derivatives
     (`networks.activations.find_kinks`). Range, Lipschitz constant :math:`\sup |f'|` and
     monotonicity, :math:`f' \ge 0` to four in :math:`10^7`, are bounded by interval arithmetic
-    (`numerics.intervals`) over all floats; where the bounds over all floats stay apart, over
+    (`numerics.intervals`) for all numbers of float32's range; where those bounds stay apart, over
     [-32, 32], and beyond that the function and its derivative are taken to be monotone between
     the powers of two: `assumed` says so. The derivative is JAX's own, custom rules included.
 
@@ -110,27 +111,24 @@ def profile(fn: Callable[[Array], Array]) -> Profile:
         ((0.0, 6.0), (0.0, 6.0), 1.0, True, ())
     """
     bare = fn.fn if isinstance(fn, Activation) else fn
+    f, slope = intervals.enclosure(bare), intervals.enclosure(jax.grad(bare))
     wrapped = activations.get(lambda h: bare(h))  # a fresh callable, unknown to the catalogue
     kinks, smoothness = wrapped.kinks, wrapped.smoothness
     assert smoothness is not None
-    assumed: list[str] = []
-    f, slope = intervals.enclosure(bare), intervals.enclosure(jax.grad(bare))
     _check_derivative(f, slope, smoothness)
+
+    assumed: list[str] = []
     infimum, supremum = _extremes(bare, (), f, "range", assumed)
     flattest, largest = _extremes(jax.grad(bare), kinks, slope, "derivative", assumed)
     zero: Any = 0.0
     steepest = _bracket(
         max(-flattest.upper, largest.lower, zero), max(-flattest.lower, largest.upper, zero)
     )
-    lipschitz = math.inf if smoothness < 0 else _unless_huge(steepest.lower)
-
     left, right = (asymptotics.tail(f, slope, side) for side in (-1, 1))
-    ends = [tail.end for tail in (left, right) if not math.isnan(tail.end)]
-    attained = _unless_huge(infimum.upper), _unless_huge(supremum.lower)
-    extent = min([attained[0], *ends]), max([attained[1], *ends])
-    for bound, wide in zip(attained, extent, strict=True):
-        if math.isinf(wide) and math.isfinite(bound):
-            assumed.append(f"range: taken to grow for ever, being {bound:.4g} as far as floats go")
+    extent = _reach(infimum.upper, supremum.lower, (left.end, right.end), "range", assumed)
+    ends = [asymptotics.end(slope, side) for side in (-1, 1)]
+    slopes = _reach(flattest.upper, largest.lower, ends, "derivative", assumed)
+    lipschitz = math.inf if smoothness < 0 else max(-slopes[0], slopes[1], 0.0)
     return Profile(
         kinks,
         smoothness,
@@ -274,7 +272,7 @@ def _extremes(
         near, far = (sorted(sign * end for end in getattr(found, name)) for found in (core, whole))
         lower, upper = far[0], np.fmin.reduce(sign * reached, initial=min(near[1], far[1]))
         slack = _TOL * max(1.0, abs(upper))
-        if upper - lower > slack and abs(upper) < 1e300:
+        if upper - lower > slack and abs(upper) < _HUGE:
             lower = min(near[0], upper)
             if near[1] - near[0] > slack:
                 assumed.append(f"{fact}: its {name} is not closer known than {lower} to {upper}")
@@ -322,8 +320,17 @@ def _degree(f: Enclosure) -> int | None:
     return None
 
 
-def _unless_huge(value: Any) -> float:
-    return math.copysign(math.inf, value) if abs(value) > 1e300 else float(value)
+def _reach(
+    low: Any, high: Any, ends: Sequence[float], fact: str, assumed: list[str]
+) -> tuple[float, float]:
+    """Infimum and supremum from what is attained and from where the function goes at the ends."""
+    ends = [end for end in ends if not math.isnan(end)]
+    reach = min([float(low), *ends]), max([float(high), *ends])
+    for bound, end in zip((low, high), reach, strict=True):
+        if math.isinf(end) and abs(bound) < _HUGE:
+            assumed.append(f"{fact}: taken to grow for ever, being {bound:.4g} at the largest h")
+    low, high = (math.copysign(math.inf, e) if abs(e) >= _HUGE else e for e in reach)
+    return low, high
 
 
 def _bracket(lower: Any, upper: Any) -> Bracket:

@@ -12,8 +12,8 @@ import numpy as np
 from dltheory.networks.activations import Limit
 from dltheory.numerics.intervals import Enclosure
 
-POWERS = 2.0 ** np.arange(2, 1000)
-"""Where the function is looked at."""
+POWERS = 2.0 ** np.arange(2, 128)
+"""Where the function is looked at: up to the largest power of two in float32."""
 
 _LARGEST = float(np.finfo(np.float64).max)
 
@@ -51,21 +51,29 @@ def tail(f: Enclosure, slope: Enclosure, side: int) -> Tail:
         Its limit and rate, or the line that it approaches.
     """
     x, values, noise = _trusted(f, side * POWERS)
-    end = _limit(values, noise)
-    if end is not None:
-        return Tail(end, Limit(end, _rate(f, slope, end, side)), Line(0.0, end))
-    steps = np.sign(np.diff(values[-9:]))
-    grows = math.inf * steps[-1] if abs(steps.sum()) == len(steps) > 0 else math.nan
-    tilt = _limit(values / x, noise / np.abs(x))
+    limit = _limit(values, noise)
+    if limit is not None:
+        return Tail(limit, Limit(limit, _rate(f, slope, limit, side)), Line(0.0, limit))
+    goes, tilt = end(f, side), _limit(values / x, noise / np.abs(x))
     if tilt is None:
-        return Tail(grows, None, None)
+        return Tail(goes, None, None)
     # The slope is read at the largest floats, where it is exact; the offset where it still shows.
     tilt = float(values[-1] / x[-1])
     tilt = round(tilt, 12) if abs(tilt - round(tilt, 12)) < 1e-14 else tilt
     noise = noise + 4e-16 * np.abs(tilt * x)
     clear = noise < 1e-9
     offset = _limit((values - tilt * x)[clear], noise[clear])
-    return Tail(grows, None, None if offset is None else Line(tilt, offset))
+    return Tail(goes, None, None if offset is None else Line(tilt, offset))
+
+
+def end(f: Enclosure, side: int) -> float:
+    """Where a function goes to one side: its limit, an infinity, or NaN if it does neither."""
+    _, values, noise = _trusted(f, side * POWERS)
+    limit = _limit(values, noise)
+    if limit is not None:
+        return limit
+    steps = np.sign(np.diff(values[-9:]))
+    return float(math.inf * steps[-1]) if abs(steps.sum()) == len(steps) > 0 else math.nan
 
 
 def _trusted(f: Enclosure, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,7 +101,7 @@ def _limit(values: np.ndarray, noise: np.ndarray) -> float | None:
 
 def _rate(f: Enclosure, slope: Enclosure, limit: float, side: int) -> str:
     """How the distance to a limit decays, from the slope of its logarithm at the last points."""
-    tail = np.sort(np.array([64.0, 1e300]) * side)
+    tail = np.sort(np.array([64.0, POWERS[-1]]) * side)
     (least, most), jumps = slope.natural(tail[:1], tail[1:])
     if least[0] == most[0] == 0 and not jumps[0]:
         return "exact"

@@ -18,6 +18,8 @@ from dltheory.measure import passes, spectra, stacks
 from dltheory.measure.passes import Measured
 from dltheory.networks import sites
 from dltheory.networks.sites import Site, SiteError
+from dltheory.numerics import krylov
+from dltheory.numerics.results import Spectrum
 
 
 class Resolved(NamedTuple):
@@ -97,22 +99,100 @@ def jacobian(
         Array([[[3., 0.]]], dtype=float32)
     """
     measured = passes.prepare(f, params, x)
-    start, stop = _find(measured, source), _find(measured, target)
-    if _order(measured, stop) < _order(measured, start):
-        raise SiteError(
-            f"target {str(target)!r} runs before source {str(source)!r}: swap them, the Jacobian "
-            "against the run order is zero."
-        )
+    start, stop = _ends(measured, source, target)
     if mode not in (None, "forward", "reverse"):
         raise ValueError(f"mode is {mode!r}, want 'forward', 'reverse' or None.")
     if mode is None:
         wide = measured.features(start[0]) > measured.features(stop[0])
         mode = "reverse" if wide else "forward"
-    result = _between(measured, params, x, start, stop, mode, coupled)
-    if coupled:
-        return result
-    _, tangent_of = passes.push(lambda at: stacks.run(measured, params, at["input"]), {"input": x})
-    return result + passes.refuse_coupling(passes.coupling(measured, tangent_of, x))
+    fun, at = _between(measured, params, x, start, stop)
+    if mode == "forward":
+        _, tangent_of = passes.push(fun, at)
+        basis = {start[0]: measured.basis(start[0], at[start[0]])}
+        result = jnp.moveaxis(measured.respond(tangent_of, basis, coupled)[stop[0]], 1, -1)
+    else:
+        value, pull = jax.vjp(fun, at)
+        basis = {stop[0]: measured.basis(stop[0], value[stop[0]])}
+        result = measured.respond(lambda ct: pull(ct)[0], basis, coupled)[start[0]]
+    return result + _doubt(measured, params, x, coupled)
+
+
+def spectrum(
+    key: Array,
+    f: Callable,
+    params: Any,
+    x: Array,
+    source: Site | str = "input",
+    target: Site | str = "output",
+    *,
+    k: int,
+    tolerance: float | None = None,
+    coupled: bool = False,
+) -> Spectrum:
+    r"""The `k` largest singular values of a Jacobian that need not be formed, per example.
+
+    By block Lanczos on products with :math:`J` and :math:`J^\top`: for layers too large for
+    `jacobian`, such as the feature maps of a convolutional network.
+
+    Args:
+        key: Key of the starting block.
+        f: `f(params, x) -> y`.
+        params: Any pytree of parameters.
+        x: A batch of inputs, shape `(N, ...)`; the cost grows as N squared.
+        source: A site, its text, or `"input"`.
+        target: A site, its text, or `"output"`.
+        k: How many values.
+        tolerance: Largest residual relative to the largest value; by default `eps ** (2 / 3)`.
+        coupled: Whether a model that couples its examples is allowed; then the values are those of
+            each example's own block.
+
+    Returns:
+        `Spectrum` with fields of shape `(N, k)`; residuals relative to the largest value.
+
+    Raises:
+        SiteError: As `jacobian`.
+        ValueError: If `k` is not between 1 and the lesser dimension.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dltheory.measure import jacobians
+        >>> f = lambda w, x: x * w["scale"]
+        >>> w = {"scale": jnp.array([1.0, 4.0, 2.0])}
+        >>> top = jacobians.spectrum(jax.random.key(0), f, w, jnp.ones((1, 3)), k=2)
+        >>> jnp.exp(top.log_values).round(4)
+        Array([[4., 2.]], dtype=float32)
+
+    Source:
+        `numerics.krylov.top_singular_values`.
+    """
+    measured = passes.prepare(f, params, x)
+    start, stop = _ends(measured, source, target)
+    fun, at = _between(measured, params, x, start, stop)
+    _, tangent_of = passes.push(fun, at)
+    (origin, goal), inside = (start[0], stop[0]), at[start[0]]
+    axis, end = measured.axis(origin), measured.axis(goal)
+    one = jax.ShapeDtypeStruct(inside.shape[:axis] + inside.shape[axis + 1 :], inside.dtype)
+
+    def only(array, example, axis):
+        shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+        return jnp.where((jnp.arange(measured.batch) == example).reshape(shape), array, 0)
+
+    def of(example):
+        def linear_map(v):
+            tangent = jnp.broadcast_to(jnp.expand_dims(v, axis), inside.shape)
+            answer = tangent_of({origin: only(tangent, example, axis)})[goal]
+            return only(answer, example, end).sum(end)
+
+        return krylov.top_singular_values(
+            jax.random.fold_in(key, example), linear_map, one, k, tolerance=tolerance
+        )
+
+    values, residuals = jax.lax.map(of, jnp.arange(measured.batch))
+    doubt = _doubt(measured, params, x, coupled)
+    largest = values[:, :1]
+    relative = residuals / jnp.where(largest == 0, 1, largest)
+    resolved = (values > 2 * residuals) | (largest == 0)
+    return Spectrum(jnp.log(values) + doubt, relative + doubt, resolved)
 
 
 def layer_spectra(
@@ -175,11 +255,13 @@ def layer_spectra(
         where = spectra.places(measured, found.input_to_layer["output"].dtype)
         kinds = spectra.concrete(found, where, log_domain)
     doubt = 0 if coupled else passes.refuse_coupling(moved)
-    logs = [
-        tuple(None if a is None else jnp.asarray(a) + doubt for a in k.log_values) for k in kinds
-    ]
-    resolved = [tuple(None if a is None else jnp.asarray(a) for a in k.resolved) for k in kinds]
-    return LayerSpectra(tuple(p.site for p in where), *logs, Resolved(*resolved))
+    forward, reverse, local = (_arrays(kind.log_values, doubt) for kind in kinds)
+    resolved = Resolved(*(_arrays(kind.resolved, False) for kind in kinds))
+    return LayerSpectra(tuple(p.site for p in where), forward, reverse, local, resolved)
+
+
+def _arrays(parts: list[Any], doubt: Any) -> tuple[Any, ...]:
+    return tuple(None if part is None else jnp.asarray(part) + doubt for part in parts)
 
 
 @functools.lru_cache(maxsize=64)
@@ -221,29 +303,41 @@ def _order(measured: Measured, place: Place) -> int:
     return len(order) if text == "output" else order.index((text, index))
 
 
-def _between(measured, params, x, start: Place, stop: Place, mode: str, coupled: bool) -> Array:
-    """The Jacobian `(N, target features, source features)`."""
+def _between(measured: Measured, params, x: Array, start: Place, stop: Place):
+    """The target as a function of the source, `{source: value} -> {target: value}`, and where."""
     source, target = start[0], stop[0]
+    if source == "input":
+        at = {"input": x}
+    else:
+        layer = measured.program.layer(source)
+        at = {source: jnp.zeros(layer.shape, layer.dtype)}
 
     def fun(at):
         if source == "input":
             values = {"input": at["input"], **stacks.run(measured, params, at["input"])}
         else:
             taps = jnp.zeros((*layer.lengths, *layer.shape), layer.dtype)
-            values = stacks.run(
-                measured, params, x, {source: taps.at[start[1] or ()].add(at[source])}
-            )
+            taps = {source: taps.at[start[1] or ()].add(at[source])}
+            values = stacks.run(measured, params, x, taps)
         return {target: values[target][stop[1] or ()]}
 
-    if source == "input":
-        at = {"input": x}
-    else:
-        layer = measured.program.layer(source)
-        at = {source: jnp.zeros(layer.shape, layer.dtype)}
-    if mode == "forward":
-        _, tangent_of = passes.push(fun, at)
-        basis = {source: measured.basis(source, at[source])}
-        return jnp.moveaxis(measured.respond(tangent_of, basis, coupled)[target], 1, -1)
-    value, pull = jax.vjp(fun, at)
-    basis = {target: measured.basis(target, value[target])}
-    return measured.respond(lambda ct: pull(ct)[0], basis, coupled)[source]
+    return fun, at
+
+
+def _ends(measured: Measured, source: Site | str, target: Site | str) -> tuple[Place, Place]:
+    """Source and target, found and in run order."""
+    start, stop = _find(measured, source), _find(measured, target)
+    if _order(measured, stop) < _order(measured, start):
+        raise SiteError(
+            f"target {str(target)!r} runs before source {str(source)!r}: swap them, the Jacobian "
+            "against the run order is zero."
+        )
+    return start, stop
+
+
+def _doubt(measured: Measured, params, x: Array, coupled: bool) -> Array | int:
+    """Zero to add to a result, or NaN under `jit` where examples are coupled; else raises."""
+    if coupled:
+        return 0
+    _, tangent_of = passes.push(lambda at: stacks.run(measured, params, at["input"]), {"input": x})
+    return passes.refuse_coupling(passes.coupling(measured, tangent_of, x))

@@ -3,6 +3,7 @@
 - `gaussian`: averages of one and two Gaussian variables, exact at kinks;
 - `singular_values`: dense spectra, values only;
 - `log_spectrum`: every singular value of a product of thousands of matrices;
+- `spectra`: condition, rank, volume and isometry of a spectrum in logarithms;
 - `krylov`: spectra of linear maps that are known only by what they do to a vector;
 - `norms`: norms of pytrees that neither underflow nor overflow;
 - `scaling`: power laws with the standard error of the exponent;
@@ -19,4 +20,5 @@ from . import (  # noqa: F401
     results,
     scaling,
     singular_values,
+    spectra,
 )

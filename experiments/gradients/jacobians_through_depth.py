@@ -88,7 +88,7 @@ def trial(key, config):
 def sweeps(profile, config):
     """Three phases of tanh and ReLU at three widths; and one deep tanh network near criticality."""
     widths = {"quick": (64, 128, 256), "full": (128, 256, 512)}[profile]
-    seeds = {"quick": (64, 32, 16), "full": (256, 128, 64)}[profile]
+    seeds = {"quick": (64, 64, 32), "full": (256, 128, 64)}[profile]
     edge = float(mean_field.edge_of_chaos("tanh", bias_var=config.bias_var).weight_var)
     made = []
     for activation, bias_var, weight_vars in (
@@ -179,16 +179,19 @@ def claims(results):
 
 def _fluctuation(what, by_width):
     """The exponent of the RMS fluctuation over seeds, at the edge of chaos, in the width."""
-    rms, stderr = [], []
-    for arrays in by_width.values():
-        samples = arrays["mean_square"][1]
-        variance = samples.var(0, ddof=1)
-        rms.append(np.sqrt(variance.mean()))
-        # Layers of one network share its length: count seeds only.
-        stderr.append(rms[-1] / np.sqrt(2 * (len(samples) - 1)))
-    law = power_law(np.array([*by_width], float), np.array(rms), stderr=np.array(stderr))
+    found = [_rms(arrays["mean_square"][1]) for arrays in by_width.values()]
+    rms, stderr = np.array(found).T
+    law = power_law(np.array([*by_width], float), rms, stderr=stderr)
     text = f"exponent of its RMS fluctuation over seeds in the width, critical ({what})"
     return Claim(text, -0.5, float(law.exponent), 4 * float(law.exponent_stderr))
+
+
+def _rms(samples):
+    """RMS fluctuation over seeds, all layers together, and its standard error by the jackknife."""
+    rms = lambda kept: np.sqrt(kept.var(0, ddof=1).mean())
+    n = len(samples)
+    without = np.array([rms(np.delete(samples, i, 0)) for i in range(n)])
+    return rms(samples), np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
 
 
 def figure(results):

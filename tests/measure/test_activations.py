@@ -1,5 +1,6 @@
 """The profile finds from the bare callable what the catalogue states, and vice versa."""
 
+import functools
 import math
 
 import jax
@@ -31,10 +32,15 @@ def rates(limits):
     return [limit and limit.rate for limit in limits]
 
 
+@functools.cache
+def profile(name):
+    return activations.profile(catalogue.get(name))
+
+
 @pytest.mark.parametrize("name", catalogue.names())
 def test_the_profile_rediscovers_the_catalogue(name):
     known = catalogue.get(name)
-    found = activations.profile(known)
+    found = profile(name)
     assert found.kinks == known.kinks
     assert found.smoothness == known.smoothness
     assert found.monotone is known.monotone
@@ -63,16 +69,16 @@ def test_the_profile_rediscovers_the_catalogue(name):
 
 
 def test_what_is_assumed_is_said():
-    assert activations.profile(jax.nn.silu).assumed == (
+    assert profile("silu").assumed == (
         "derivative: its infimum is certified for |h| <= 32 only",
         "derivative: its supremum is certified for |h| <= 32 only",
     )
     grows = activations.profile(lambda h: jnp.log1p(jnp.abs(h)))
     assert grows.range == (0, math.inf)
-    assert "range: taken to grow for ever, being 709.8 as far as floats go" in grows.assumed
-    fast = activations.profile(lambda h: jnp.sin(1e4 * h) / 1e4)
-    agree(fast.lipschitz, 1)
-    assert fast.steepest.upper >= 1
+    assert "range: taken to grow for ever, being 88.72 at the largest h" in grows.assumed
+    steeper = activations.profile(lambda h: jnp.abs(h) ** 1.25)
+    assert steeper.lipschitz == math.inf
+    assert "derivative: taken to grow for ever, being 5.369e+09 at the largest h" in steeper.assumed
 
 
 def test_asymptotes():
@@ -85,7 +91,7 @@ def test_asymptotes():
         "relu2": (Line(0, 0), None),
     }
     for name, wanted in lines.items():
-        found = activations.profile(catalogue.get(name)).asymptotes
+        found = profile(name).asymptotes
         for line, exact in zip(found, wanted, strict=True):
             assert (line is None) == (exact is None)
             if exact is not None:
@@ -96,8 +102,8 @@ def test_asymptotes():
 
 # Weights of `relu(h - k)**degree` that sum to a straight line on either side, without rounding.
 WEIGHTS = {
-    1: lambda k, w: w,
-    2: lambda k, w: np.array([w[0], w[1], -w[0] - w[1]]),
+    1: lambda _, w: w,
+    2: lambda _, w: np.array([w[0], w[1], -w[0] - w[1]]),
     3: lambda k, w: w[0] * np.array([k[2] - k[1], k[0] - k[2], k[1] - k[0]]) / 4,
 }
 
@@ -148,7 +154,7 @@ def test_the_profile_of_random_piecewise_polynomials(seed):
 factor = st.floats(0.25, 3).flatmap(lambda a: st.sampled_from((a, -a)))
 
 
-@settings(max_examples=cases(60))
+@settings(max_examples=cases(40))
 @given(st.sampled_from(catalogue.names()), factor, factor, st.floats(-2, 2), st.floats(-2, 2))
 def test_the_profile_moves_with_shifts_and_scales(name, outer, inner, shift, lift):
     known = catalogue.get(name)
@@ -166,8 +172,8 @@ def test_the_profile_moves_with_shifts_and_scales(name, outer, inner, shift, lif
             agree(limit.value, outer * base.value + lift)
 
 
-@settings(max_examples=cases(40))
-@given(st.sampled_from(("tanh", "erf", "sigmoid", "hard_tanh")), factor, st.floats(-1, 1))
+@settings(max_examples=cases(30))
+@given(st.sampled_from(("tanh", "erf", "sigmoid")), factor, st.floats(-1, 1))
 def test_the_profile_of_a_squashed_function(name, inner, shift):
     """An increasing function of tanh: its range is that of the outer one between -1 and 1."""
     outer = catalogue.get(name)
@@ -180,18 +186,18 @@ def test_the_profile_of_a_squashed_function(name, inner, shift):
     slope = jax.vmap(jax.grad(lambda t: outer.fn(1.5 * t + shift)))
     steepest = np.max(np.abs(slope(np.tanh(inner * h)) * inner / np.cosh(inner * h) ** 2))
     assert steepest <= found.steepest.upper * (1 + 1e-12)
-    np.testing.assert_allclose(
-        found.lipschitz, steepest, rtol=2e-3 if name == "hard_tanh" else 1e-6
-    )
+    np.testing.assert_allclose(found.lipschitz, steepest, rtol=1e-6)
 
 
 def test_what_is_no_activation_is_refused():
-    with pytest.raises(TypeError, match="must map a scalar to a scalar"):
+    with pytest.raises(TypeError, match="fn must return one scalar; it returned"):
         activations.profile(lambda h: jnp.stack([h, h]))
-    with pytest.raises(TypeError, match="must return real floating-point numbers; it returned int"):
+    with pytest.raises(
+        TypeError, match="fn must return real floating-point numbers; it returned int"
+    ):
         activations.profile(lambda h: h.astype(int))
     with pytest.raises(
-        TypeError, match="must return real floating-point numbers; it returned comp"
+        TypeError, match="fn must return real floating-point numbers; it returned c"
     ):
         activations.profile(lambda h: jax.lax.complex(h, h))
     with pytest.raises(ValueError, match="must be a number everywhere; it is NaN at -16"):

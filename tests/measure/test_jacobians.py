@@ -311,3 +311,20 @@ def test_the_log_domain_under_jit_is_refused():
     f, w, x = wide(3, 2, jnp.tanh, 1.0)
     with pytest.raises(ValueError, match="log_domain is True, but under jit it cannot be"):
         jax.jit(lambda x: jacobians.layer_spectra(f, w, x, log_domain=True).local)(x)
+
+
+@pytest.mark.parametrize("name", ["linen_cnn", "linen_attention", "scan", "custom_vjp"])
+def test_the_top_values_of_a_jacobian_that_is_not_formed(name):
+    case = next(case for case in CASES if case.name == name)
+    f, params, x = case.build()
+    source = case.sites[0]
+    top = jax.jit(
+        lambda params, x: jacobians.spectrum(
+            jax.random.key(0), f, params, x, source, k=2, tolerance=1e-9
+        )
+    )(params, x)
+    j = jax.jit(lambda params, x: jacobians.jacobian(f, params, x, source))(params, x)
+    wanted = np.linalg.svd(j, compute_uv=False)[:, :2]
+    assert top.resolved.all()
+    assert (top.residuals <= 1e-9).all()
+    np.testing.assert_allclose(np.exp(top.log_values), wanted, rtol=0, atol=2e-9 * wanted.max())

@@ -246,7 +246,8 @@ def test_derivatives_that_are_none_are_not_believed(fn, wanted):
         (lambda h: h**3 / 3 - h, -2.0, 2.0, -2 / 3, 2 / 3),
         (lambda x: jnp.sum(x**2) - x[0] * x[1], np.full(2, -1.0), np.ones(2), 0.0, 3.0),
         (lambda x: jnp.sin(x[0]) * jnp.cos(x[1]), np.zeros(2), np.full(2, 3.0), np.cos(3), 1.0),
-        (lambda x: (1 - x[0])**2 + 5 * (x[1] - x[0]**2)**2, np.zeros(2), np.full(2, 1.5), 0, 25.5625),
+        (lambda x: (1 - x[0])**2 + 5 * (x[1] - x[0]**2)**2,
+         np.zeros(2), 1.5 * np.ones(2), 0, 25.5625),
         (lambda x: jnp.max(x) + x[0] * x[1], np.zeros(2), np.ones(2), 0.0, 2.0),
     ],
 )  # fmt: skip
