@@ -139,6 +139,12 @@ def test_the_reference_holds_every_module_that_a_package_offers(package):
     assert set(re.findall(r"^- `(\w+)`:", ast.get_docstring(tree) or "", re.M)) == offered
 
 
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])
+def test_every_link_inside_leads_somewhere(path):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).is_file()] == []
+
+
 def test_every_dependency_earns_its_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

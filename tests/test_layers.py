@@ -154,13 +154,17 @@ def answers(function):
 
 # Modules that no user calls: the inner parts of the one named beside each.
 MACHINERY = {
+    "dltheory.measure.asymptotics",  # measure.activations
     "dltheory.measure.passes",  # measure.jacobians and its kin
+    "dltheory.measure.spectra",  # measure.jacobians
+    "dltheory.measure.stacks",  # measure.jacobians
     "dltheory.networks.layers",  # networks.sites
     "dltheory.networks.program",  # networks.sites
     "dltheory.numerics.branch_and_bound",  # numerics.intervals
     "dltheory.numerics.interval_arithmetic",  # numerics.intervals
     "dltheory.numerics.interval_rules",  # numerics.intervals
     "dltheory.numerics.stratified",  # numerics.log_spectrum
+    "dltheory.theory.fixed_points",  # theory.mean_field
 }
 
 

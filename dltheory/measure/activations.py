@@ -16,7 +16,7 @@ from jax import Array
 
 from dltheory.measure import asymptotics, passes
 from dltheory.measure.asymptotics import Line
-from dltheory.measure.signal import _stack
+from dltheory.measure.passes import stack
 from dltheory.networks import activations, sites
 from dltheory.networks.activations import Activation, Limit
 from dltheory.networks.sites import Site
@@ -26,7 +26,7 @@ from dltheory.numerics.results import Bracket
 
 _LARGEST = float(np.finfo(np.float32).max)
 _HUGE = 1e30  # what comes to so much within float32's range is infinite
-_WINDOW = 32.0
+_WINDOW = 16.0
 _TOL = 4e-7
 
 
@@ -43,7 +43,7 @@ class Profile(NamedTuple):
         homogeneous: As in `Activation`; tried at points.
         kink_slopes: JAX's own derivative at each kink.
         asymptotes: The line that the function approaches at minus and at plus infinity, or None.
-        infimum: Certified bounds on the infimum over float32's range, or over [-32, 32] if
+        infimum: Certified bounds on the infimum over float32's range, or over [-16, 16] if
             `assumed` says so.
         supremum: Likewise on the supremum.
         steepest: Likewise on the Lipschitz constant, from JAX's derivative away from the kinks.
@@ -88,7 +88,7 @@ def profile(fn: Callable[[Array], Array]) -> Profile:
     (`networks.activations.find_kinks`). Range, Lipschitz constant :math:`\sup |f'|` and
     monotonicity, :math:`f' \ge 0` to four in :math:`10^7`, are bounded by interval arithmetic
     (`numerics.intervals`) for all numbers of float32's range; where those bounds stay apart, over
-    [-32, 32], and beyond that the function and its derivative are taken to be monotone between
+    [-16, 16], and beyond that the function and its derivative are taken to be monotone between
     the powers of two: `assumed` says so. The derivative is JAX's own, custom rules included.
 
     Args:
@@ -216,7 +216,7 @@ def saturation(
         for part, flags in zip(fractions, (flat, flat.all(0, keepdims=True), steep), strict=True):
             part[text] = jnp.mean(flags, axis=(0, -1), dtype=rows.dtype)
         finite &= jnp.isfinite(rows).all()
-    parts = (jnp.where(finite, _stack(part, measured), jnp.nan) for part in fractions)
+    parts = (jnp.where(finite, stack(part, measured), jnp.nan) for part in fractions)
     return Saturation(tuple(site for site, _ in sites.expand(measured.program.layers)), *parts)
 
 
@@ -253,7 +253,7 @@ def histograms(
         fractions = counts.astype(rows.dtype) / flat.shape[1]
         fractions = jnp.where(jnp.isfinite(flat).all(1, keepdims=True), fractions, jnp.nan)
         found[text] = fractions.reshape(*lengths, -1)
-    return _stack(found, measured)
+    return stack(found, measured)
 
 
 def _extremes(
@@ -263,7 +263,7 @@ def _extremes(
     whole = intervals.range_of(fn, -_LARGEST, _LARGEST, tol=_TOL, max_boxes=10_000, without=kinks)
     core = whole
     if not whole.certified:
-        core = intervals.range_of(fn, -_WINDOW, _WINDOW, tol=_TOL, max_boxes=60_000, without=kinks)
+        core = intervals.range_of(fn, -_WINDOW, _WINDOW, tol=_TOL, max_boxes=40_000, without=kinks)
     far_out = np.concatenate([-asymptotics.POWERS, asymptotics.POWERS])
     seen = f.natural(far_out, far_out)[0]
     brackets = []

@@ -201,3 +201,22 @@ def refuse_coupling(moved: dict[str, Array]) -> Array:
                 "coupled=True for each example's own block."
             )
     return jnp.zeros_like(total)
+
+
+def stack(rows: dict[str, Array], measured: Measured) -> Array:
+    """Values `(*lengths, ...)` of all layers as one array `(layers, ...)` in run order."""
+    first: dict[str, int] = {}
+    flat, total = [], 0
+    for layer in measured.program.layers:
+        array = rows[layer.text]
+        array = array.reshape(-1, *array.shape[len(layer.lengths) :])
+        first[layer.text] = total
+        total += array.shape[0]
+        flat.append(array)
+    order = []
+    for site, layer in sites.expand(measured.program.layers):
+        position = 0
+        for index, length in zip(site.index or (), layer.lengths, strict=True):
+            position = position * length + index
+        order.append(first[layer.text] + position)
+    return jnp.concatenate(flat)[jnp.array(order)]

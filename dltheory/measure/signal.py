@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from dltheory.measure import passes
-from dltheory.measure.passes import Measured
 from dltheory.networks import sites
 from dltheory.networks.sites import Site
 from dltheory.numerics import norms
@@ -54,7 +53,7 @@ def moments(f: Callable, params: Any, x: Array) -> Moments:
         >>> from dltheory.measure import signal
         >>> f = lambda w, x: jnp.tanh(x @ w["W1"]) @ w["W2"]
         >>> w = {"W1": 2 * jnp.eye(2), "W2": jnp.eye(2)}
-        >>> signal.moments(f, w, jnp.array([[1.0, 0.0], [0.0, 1.0]])).q[0]
+        >>> signal.moments(f, w, jnp.array([[1.0, 0.0], [0.0, 1.0]])).q[0].round(4)
         Array([2., 2.], dtype=float32)
 
     Source:
@@ -72,8 +71,8 @@ def moments(f: Callable, params: Any, x: Array) -> Moments:
         root = 1 / jnp.sqrt(length)[..., None]
         unit = rows * root * root
         c[text] = jnp.einsum("a...i,b...i->ab...", unit, unit)
-    q = _stack({text: jnp.moveaxis(a, 0, -1) for text, a in q.items()}, measured)
-    c = _stack({text: jnp.moveaxis(a, (0, 1), (-2, -1)) for text, a in c.items()}, measured)
+    q = passes.stack({text: jnp.moveaxis(a, 0, -1) for text, a in q.items()}, measured)
+    c = passes.stack({text: jnp.moveaxis(a, (0, 1), (-2, -1)) for text, a in c.items()}, measured)
     return Moments(q, c, None)
 
 
@@ -127,29 +126,10 @@ def gradient_norms(
         rows = measured.per_example(text, delta)
         logs[text] = jnp.moveaxis(_norms(norms.log_global_norm, rows), 0, -1)
     found = tuple(site for site, _ in sites.expand(measured.program.layers))
-    return GradientNorms(found, _stack(logs, measured))
+    return GradientNorms(found, passes.stack(logs, measured))
 
 
 def _norms(norm: Callable[[Array], Array], rows: Array) -> Array:
     """A norm of each row, the last axis."""
     flat = jax.vmap(norm)(rows.reshape(-1, rows.shape[-1]))
     return flat.reshape(rows.shape[:-1])
-
-
-def _stack(rows: dict[str, Array], measured: Measured) -> Array:
-    """Values `(*lengths, ...)` of all layers as one array `(layers, ...)` in run order."""
-    first: dict[str, int] = {}
-    flat, total = [], 0
-    for layer in measured.program.layers:
-        array = rows[layer.text]
-        array = array.reshape(-1, *array.shape[len(layer.lengths) :])
-        first[layer.text] = total
-        total += array.shape[0]
-        flat.append(array)
-    order = []
-    for site, layer in sites.expand(measured.program.layers):
-        position = 0
-        for index, length in zip(site.index or (), layer.lengths, strict=True):
-            position = position * length + index
-        order.append(first[layer.text] + position)
-    return jnp.concatenate(flat)[jnp.array(order)]

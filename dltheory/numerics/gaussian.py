@@ -64,16 +64,13 @@ def expectation(
     mapped = _mapped("g", g, dtype)
     points = _points("g", g, kinks)
 
-    end = float(np.sqrt(-1.98 * np.log(float(jnp.finfo(dtype).tiny))))
-    half_line = [*(1.47 * 3.0 ** np.arange(-6, 1)), 2.9, 5.0, *np.geomspace(9.0, end, 4)]
     std = jnp.sqrt(var)[..., None]
-    edges = [jnp.full_like(std, e) for e in (*np.negative(half_line[::-1]), 0.0, *half_line)]
-    for k in points:
-        edges = _insert(edges, _over(k, std))
-    total = _integrate(lambda z: mapped(std * z), *_panels(edges))
+    z, weights, end = _line(std, points)
+    values = mapped(std[..., None] * z)
+    # Where a weight is zero, by underflow or in an empty panel, the value may well overflow.
+    total = jnp.sum(jnp.where(weights > 0, values * weights, 0), axis=(-2, -1))
 
-    # The integral diverges if the integrand has not died out at the rim, the largest z for which
-    # the density is a normal number.
+    # The integral diverges if the integrand has not died out at the rim of the line.
     rim = jnp.full_like(var, end)
     right, left = (mapped(s * rim * std[..., 0]) * (rim * _density(rim)) for s in (1, -1))
     size = jnp.abs(right) + jnp.abs(left)
@@ -193,6 +190,27 @@ def pair_expectation(
     return 2 * total if even else total
 
 
+def quadrature(var: ArrayLike = 1.0, *, kinks: Sequence[float] = ()) -> tuple[Array, Array]:
+    r"""Nodes and weights of `expectation`, for sums that share the values of one function.
+
+    .. math:: \mathbb{E}\, g(h) = \sum_i w_i\, g(\sqrt{\text{var}}\, z_i)
+
+    Args:
+        var: Variance, any shape.
+        kinks: Points, in units of `h`, where the integrand or one of its derivatives jumps.
+
+    Returns:
+        The nodes `z` and the weights, each of shape `(*var.shape, nodes)`.
+
+    Raises:
+        ValueError: If `var` is negative (under tracing the result is NaN instead).
+    """
+    _check_variance("var", var)
+    (var,) = _floats(var)
+    z, weights, _ = _line(jnp.sqrt(var)[..., None], _points("the integrand", None, kinks))
+    return z.reshape(*var.shape, -1), weights.reshape(*var.shape, -1)
+
+
 def correlation(
     var1: ArrayLike, var2: ArrayLike, cov: ArrayLike
 ) -> tuple[Array, Array, Array, Array]:
@@ -297,6 +315,22 @@ def _graded(steepness: Array) -> list[Array]:
 def _mirrored(edges: list[Array]) -> list[Array]:
     """Edges of the whole axis, from those of its positive half."""
     return [*(-edge for edge in edges[:0:-1]), *edges]
+
+
+def _line(std: Array, points: tuple[float, ...]) -> tuple[Array, Array, float]:
+    """Nodes and weights in one dimension, `(..., panels, nodes)`, and where the line ends.
+
+    The panels are graded towards zero, and reach almost to where the density underflows.
+    """
+    end = float(np.sqrt(-1.9 * np.log(float(jnp.finfo(std.dtype).tiny))))
+    half_line = [0.0, *(1.47 * 3.0 ** np.arange(-6, 1)), 2.9, 5.0, *np.geomspace(9.0, end, 4)]
+    edges = _mirrored([jnp.full_like(std, edge) for edge in half_line])
+    for k in points:
+        edges = _insert(edges, _over(k, std))
+    middle, half = (a[..., None] for a in _panels(edges))
+    x, w = (jnp.asarray(row, std.dtype).reshape((1,) * std.ndim + (-1,)) for row in _RULE)
+    z = middle + half * x
+    return z, half * w * _density(z), end
 
 
 def _insert(edges: list[Array], cut: Array) -> list[Array]:

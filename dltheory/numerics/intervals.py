@@ -2,17 +2,18 @@ r"""Rigorous bounds on a traced program over a box, rounded outward, with subdiv
 
 A function is traced to its primitives and evaluated on boxes of inputs instead of points, in
 NumPy's float64 and on many boxes at once. What comes out encloses every value of the real
-function that the program denotes (its constants being the floats they are): `interval_rules`
-holds the arithmetic and what it trusts the library's functions to. Bounds are certificates, not
-differentiable functions: nothing here can be jitted.
+function that the program denotes, its constants being the floats they are; `interval_arithmetic`
+says what the library's functions are trusted to, and the rounding of lower precisions is not
+part of it. Bounds are certificates, not differentiable functions: nothing here can be jitted.
 
 Three forms are intersected on each box :math:`X` with centre :math:`c`:
 
 .. math:: f(X), \qquad f(c) + \sum_i \partial_i f(X) (X_i - c_i), \qquad
           f(X \text{ with } X_i \text{ at its best end where } \partial_i f(X) \text{ has a sign})
 
-The last two hold where no step of the program can jump inside the box. Their derivatives come
-from the primitives, not from custom derivative rules, which may be conventions.
+The last two are used where no step of the program can jump inside the box. Their derivatives
+come from the primitives, not from custom derivative rules, which may be conventions; programs
+with loops or branches have the first form only.
 
 Source: Moore (1966), Interval Analysis; Neumaier (1990), Interval Methods for Systems of Equations.
 """
@@ -91,7 +92,8 @@ class Enclosure:
         with np.errstate(all="ignore"):
             slope, _ = _bounds(self.slope, Interval(low, high))
             centre = middle_of(low, high)
-            falls, rises = slope.upper <= 0, slope.lower >= 0
+            rises = slope.lower >= 0
+            falls = (slope.upper <= 0) & ~rises
             corners = [
                 (centre, centre),
                 (np.where(falls, high, low), np.where(rises, low, high)),

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 from jax import Array
 
 
@@ -55,9 +56,10 @@ class Bracket(NamedTuple):
     """A number known to lie between two bounds.
 
     Attributes:
-        lower: Lower bound, shape `()`.
-        upper: Upper bound, shape `()`.
+        lower: Lower bound, shape `()`; a NumPy float64 where it is a certificate, which JAX in
+            single precision would round inwards.
+        upper: Upper bound, likewise.
     """
 
-    lower: Array
-    upper: Array
+    lower: Array | np.floating
+    upper: Array | np.floating

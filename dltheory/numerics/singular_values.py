@@ -104,7 +104,7 @@ def on_host(
         other = None if right is None else right[number]
         columns = stack.shape[-1] if other is None else other.shape[-1]
         count = min(stack.shape[-2], columns)
-        values = np.zeros((*stack.shape[:-2], count), np.zeros((), stack.dtype).real.dtype)
+        values = np.zeros((*stack.shape[:-2], count), np.finfo(stack.dtype).dtype)
         found.append(values)
         flat, out = stack.reshape(-1, *stack.shape[-2:]), values.reshape(-1, count)
         if other is not None:

@@ -6,7 +6,6 @@ for erf, GELU, sin and cos; for every other activation it is integrated, exact a
 holds for the kernel of the derivative, which is the slope of the kernel in the covariance.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -71,8 +70,9 @@ def derivative_moment(phi: Phi, q: ArrayLike = 1.0) -> Array:
     if phi.homogeneous in (1, 2):
         return phi.homogeneous**2 * _homogeneous_moment(phi, phi.homogeneous - 1, q)
     slope = jax.grad(phi)
-    value = gaussian.expectation(lambda h: jnp.square(slope(h)), q, kinks=phi.kinks)
-    return value + jnp.inf if phi.smoothness == -1 else value
+    if phi.smoothness == -1:
+        return _infinite(q)
+    return gaussian.expectation(lambda h: jnp.square(slope(h)), q, kinks=phi.kinks)
 
 
 def curvature_moment(phi: Phi, q: ArrayLike = 1.0) -> Array:
@@ -94,8 +94,9 @@ def curvature_moment(phi: Phi, q: ArrayLike = 1.0) -> Array:
     """
     phi = activations.get(phi)
     bend = jax.grad(jax.grad(phi))
-    value = gaussian.expectation(lambda h: jnp.square(bend(h)), q, kinks=phi.kinks)
-    return value + jnp.inf if phi.smoothness is not None and phi.smoothness < 1 else value
+    if phi.smoothness is not None and phi.smoothness < 1:
+        return _infinite(q)
+    return gaussian.expectation(lambda h: jnp.square(bend(h)), q, kinks=phi.kinks)
 
 
 def kernel(phi: Phi, q1: ArrayLike, q2: ArrayLike, cov: ArrayLike) -> Array:
@@ -162,7 +163,9 @@ def derivative_kernel(phi: Phi, q1: ArrayLike, q2: ArrayLike, cov: ArrayLike) ->
     equal = q1 is q2
     q1, q2, cov, rho = gaussian.correlation(q1, q2, cov)
     if phi.smoothness == -1:
-        slope = jax.jvp(partial(_plain_kernel, phi, equal, q1, q2), (cov,), (jnp.ones_like(cov),))[1]
+        slope = jax.jvp(partial(_plain_kernel, phi, equal, q1, q2), (cov,), (jnp.ones_like(cov),))[
+            1
+        ]
         return jnp.where(jnp.abs(rho) == 1, jnp.inf, slope)
     if phi.fn in _CLOSED:
         return _CLOSED[phi.fn](q1, q2, cov)[1]
@@ -170,9 +173,7 @@ def derivative_kernel(phi: Phi, q1: ArrayLike, q2: ArrayLike, cov: ArrayLike) ->
         return _homogeneous(phi, q1, q2, rho)[1]
     slope = jax.grad(phi)
     # One object for equal variances lets the quadrature use its symmetry.
-    return gaussian.pair_expectation(
-        slope, slope, q1, q1 if equal else q2, cov, kinks=phi.kinks
-    )
+    return gaussian.pair_expectation(slope, slope, q1, q1 if equal else q2, cov, kinks=phi.kinks)
 
 
 def hermite_coefficients(phi: Phi, n: int) -> Array:
@@ -201,17 +202,36 @@ def hermite_coefficients(phi: Phi, n: int) -> Array:
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be an integer of one or more; got {n}")
 
-    def polynomials(h: Array) -> Array:
-        values = [jnp.ones_like(h), h]
-        for k in range(1, n - 1):
-            values.append((h * values[k] - math.sqrt(k) * values[k - 1]) / math.sqrt(k + 1))
-        return jnp.stack(values[:n])
+    return hermite_series(phi, 1.0, n)
 
-    def coefficient(unit: Array) -> Array:
-        g = lambda h: phi(h) * jnp.sum(unit * polynomials(h))
-        return gaussian.expectation(g, kinks=phi.kinks)
 
-    return jax.vmap(coefficient)(jnp.eye(n))
+def hermite_series(phi: Activation, q: ArrayLike, n: int) -> Array:
+    r"""Hermite coefficients of :math:`z \mapsto \phi(\sqrt q\, z)`, as `hermite_coefficients`.
+
+    Args:
+        phi: Activation.
+        q: Variance, shape `()`.
+        n: How many, two or more.
+
+    Returns:
+        The coefficients, shape `(n,)`.
+    """
+    z, weights = gaussian.quadrature(q, kinks=phi.kinks)
+    weighted = weights * phi(jnp.sqrt(jnp.asarray(q, z.dtype)) * z)
+
+    def next_order(state: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], Array]:
+        last, this = state
+        new = (z * this - jnp.sqrt(k) * last) / jnp.sqrt(k + 1)
+        return (this, new), jnp.sum(weighted * this)
+
+    start = (jnp.zeros_like(z), jnp.ones_like(z))
+    return jax.lax.scan(next_order, start, jnp.arange(n, dtype=z.dtype))[1]
+
+
+def _infinite(q: ArrayLike) -> Array:
+    """An infinite moment for every variance, zero included: the jump may be at the origin."""
+    q = gaussian.correlation(q, q, q)[0]
+    return jnp.where(jnp.isnan(q), jnp.nan, jnp.inf)
 
 
 def _plain_kernel(phi: Activation, equal: bool, q1: Array, q2: Array, cov: Array) -> Array:

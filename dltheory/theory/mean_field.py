@@ -9,7 +9,6 @@ independent masks for the two inputs.
 Sources: Poole et al. (2016), Schoenholz et al. (2017), Hayou, Doucet and Rousseau (2019).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jax.typing import ArrayLike
 from dltheory.networks import activations
 from dltheory.numerics import gaussian
 from dltheory.numerics.results import Moments
-from dltheory.theory import dual
+from dltheory.theory import dual, fixed_points
 from dltheory.theory.dual import Phi
 
 
@@ -51,7 +50,12 @@ class CriticalPoint(NamedTuple):
 
 
 def q_map(
-    phi: Phi, q: ArrayLike, *, weight_var: ArrayLike, bias_var: ArrayLike = 0.0, keep: ArrayLike = 1.0
+    phi: Phi,
+    q: ArrayLike,
+    *,
+    weight_var: ArrayLike,
+    bias_var: ArrayLike = 0.0,
+    keep: ArrayLike = 1.0,
 ) -> Array:
     r"""Variance of the next layer's pre-activations.
 
@@ -136,7 +140,7 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
     .. math:: q^* = \sigma_w^2\,\mathbb{E}\,\phi(\sqrt{q^*} z)^2 + \sigma_b^2, \qquad
         \left|\frac{dq'}{dq}\right|_{q^*} \le 1
 
-    Fixed points are looked for at zero and between 1e-10 and 1e10. Dropout needs no argument of
+    Fixed points are looked for at zero and between 1e-10 and 1e6. Dropout needs no argument of
     its own here: it divides `weight_var` by the probability of keeping a unit.
 
     Args:
@@ -158,7 +162,7 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
     """
     phi = activations.get(phi)
     legal = _legal(weight_var=weight_var, bias_var=bias_var)
-    q = jnp.vectorize(lambda w, b: _length_fixed_point(phi, w, b))(*_arrays(weight_var, bias_var))
+    q = jnp.vectorize(lambda w, b: fixed_points.length(phi, w, b))(*_arrays(weight_var, bias_var))
     q = jnp.where(legal, q, jnp.nan)
     _refuse_missing(
         q,
@@ -201,7 +205,7 @@ def correlation_fixed_point(
     legal = _legal(keep=keep)
     weight_var, bias_var, keep = _arrays(weight_var, bias_var, keep)
     q = fixed_point(phi, weight_var=weight_var / keep, bias_var=bias_var)
-    solve = lambda q, w, b, p: _correlation_fixed_point(phi, q, w, b, p)
+    solve = lambda q, w, b, p: fixed_points.correlation(phi, q, w, b, p)
     return jnp.where(legal, jnp.vectorize(solve)(q, weight_var, bias_var, keep), jnp.nan)
 
 
@@ -231,9 +235,7 @@ def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Dep
     weight_var, bias_var = _arrays(weight_var, bias_var)
     q = fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
     c = correlation_fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
-    slope_q = jnp.vectorize(lambda w, b, q: _value_and_slope(_gap(phi, w, b), q)[1] + 1)(
-        weight_var, bias_var, q
-    )
+    slope_q = jnp.vectorize(lambda q, w: fixed_points.length_slope(phi, q, w))(q, weight_var)
     slope_c = weight_var * dual.derivative_kernel(phi, q, q, q * c)
     return DepthScales(_depth_scale(slope_q), _depth_scale(slope_c))
 
@@ -268,7 +270,9 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     phi = activations.get(phi)
     legal = _legal(bias_var=bias_var)
     (bias_var,) = _arrays(bias_var)
-    weight_var, q = jnp.vectorize(lambda b: _critical_point(phi, b), signature="()->(),()")(bias_var)
+    weight_var, q = jnp.vectorize(lambda b: fixed_points.critical(phi, b), signature="()->(),()")(
+        bias_var
+    )
     weight_var, q = jnp.where(legal, weight_var, jnp.nan), jnp.where(legal, q, jnp.nan)
     _refuse_missing(
         weight_var,
@@ -425,121 +429,8 @@ def _refuse_missing(result: Array, given: tuple, text: str) -> None:
             raise ValueError(text)
 
 
-def _value_and_slope(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    return jax.jvp(f, (x,), (jnp.ones_like(x),))
-
-
-def _gap(phi: Phi, weight_var: Array, bias_var: Array) -> Callable[[Array], Array]:
-    """q' - q as a function of q, differentiable at zero as well."""
-    tiny = 1e-20
-    return lambda q: weight_var * dual.moment(phi, q + tiny) + bias_var - q
-
-
-def _bracketed_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """The root of `f`, positive at `low` and negative at `high`, by Newton with bisection.
-
-    Differentiable in what `f` closes over, by the implicit function theorem.
-    """
-    eps = jnp.finfo(low.dtype).eps
-
-    def solve(f: Callable[[Array], Array], start: Array) -> Array:
-        def step(state: tuple) -> tuple:
-            count, low, high, x, _ = state
-            value, slope = _value_and_slope(f, x)
-            low, high = jnp.where(value > 0, x, low), jnp.where(value > 0, high, x)
-            newton = x - value / slope
-            inside = (newton >= low) & (newton <= high)
-            new = jnp.where(inside, newton, (low + high) / 2)
-            return count + 1, low, high, new, jnp.abs(new - x) > 4 * eps * jnp.abs(x)
-
-        going = lambda state: state[4] & (state[0] < 64)
-        first = (0, low, high, start, jnp.asarray(True))
-        return jax.lax.while_loop(going, step, first)[3]
-
-    divide = lambda linear, y: y / linear(jnp.ones_like(y))
-    return jax.lax.custom_root(f, (low + high) / 2, solve, divide)
-
-
-def _rounding(x: Array) -> Array:
-    return 32 * jnp.finfo(x.dtype).eps
-
-
 def _depth_scale(slope: Array) -> Array:
     """-1 / log of a slope's size, infinite where it is one but for rounding."""
     size = jnp.abs(slope)
-    return 1 / jnp.log(1 / jnp.where(jnp.abs(size - 1) <= _rounding(size), 1, size))
-
-
-def _grid(dtype: jnp.dtype) -> Array:
-    return jnp.logspace(-10, 10, 801, dtype=dtype)
-
-
-def _length_fixed_point(phi: Phi, weight_var: Array, bias_var: Array) -> Array:
-    if phi.homogeneous == 1:
-        slope = weight_var * dual.moment(phi)
-        return jnp.where(slope < 1, bias_var / jnp.where(slope < 1, 1 - slope, 1), jnp.nan)
-    grid = _grid(weight_var.dtype)
-    gap = weight_var * dual.moment(phi, grid) + bias_var - grid
-    noise = 8 * jnp.finfo(grid.dtype).eps * grid
-    falls = (gap[:-1] > noise[:-1]) & (gap[1:] <= noise[1:])
-    index, found = falls.size - 1 - jnp.argmax(jnp.flip(falls)), jnp.any(falls)
-    low, high = grid[index], grid[index + 1]
-    root = _bracketed_root(_gap(phi, weight_var, bias_var), low, high)
-    at_zero = weight_var * jnp.square(phi(jnp.zeros_like(low))) + bias_var == 0
-    zero = at_zero & (gap[0] <= noise[0]) & jnp.any(jnp.abs(gap) > noise)
-    return jnp.where(found, root, jnp.where(zero, 0 * root, jnp.nan))
-
-
-def _correlation_fixed_point(
-    phi: Phi, q: Array, weight_var: Array, bias_var: Array, keep: Array
-) -> Array:
-    chi = chi_1(phi, q, weight_var=weight_var)
-    ordered = (chi <= 1 + _rounding(chi)) & (keep == 1)
-
-    def gap(c: Array) -> Array:
-        return c_map(phi, c, q=q, weight_var=weight_var, bias_var=bias_var, keep=keep) - c
-
-    def solve(gap: Callable[[Array], Array], start: Array) -> Array:
-        # Convex with gap(0) >= 0: Newton climbs from zero to the smallest root and never past it.
-        def step(state: tuple) -> tuple:
-            count, c, _ = state
-            value, slope = _value_and_slope(gap, c)
-            new = jnp.clip(c - value / slope, 0, 1)
-            moved = jnp.abs(new - c) > 4 * jnp.finfo(c.dtype).eps
-            return count + 1, new, moved & ~ordered & ~jnp.isnan(new)
-
-        going = lambda state: state[2] & (state[0] < 64)
-        return jax.lax.while_loop(going, step, (0, start, ~ordered))[1]
-
-    divide = lambda linear, y: y / linear(jnp.ones_like(y))
-    root = jax.lax.custom_root(gap, jnp.zeros_like(q), solve, divide)
-    return jnp.where(jnp.isnan(q), jnp.nan, jnp.where(ordered, 1, root))
-
-
-def _critical_point(phi: Phi, bias_var: Array) -> tuple[Array, Array]:
-    nothing = jnp.full_like(bias_var, jnp.nan)
-    if phi.homogeneous == 1:
-        return jnp.where(bias_var == 0, 1 / dual.derivative_moment(phi), jnp.nan), nothing
-
-    def needed(q: Array) -> Array:
-        """The bias variance that makes q a fixed point where chi_1 is one."""
-        return q - dual.moment(phi, q) / dual.derivative_moment(phi, q)
-
-    if phi.smoothness == -1:  # chi_1 is infinite
-        return nothing, nothing
-    grid = _grid(bias_var.dtype)
-    length, slope = _value_and_slope(lambda q: dual.moment(phi, q), grid)
-    squared_slope = dual.derivative_moment(phi, grid)
-    stable = slope / squared_slope <= 1 + 1e-9
-    gap = bias_var - grid + length / squared_slope
-    positive = gap > 8 * jnp.finfo(grid.dtype).eps * grid
-    crosses = (positive[:-1] != positive[1:]) & stable[:-1] & stable[1:]
-    index = crosses.size - 1 - jnp.argmax(jnp.flip(crosses))
-    sign = jnp.where(positive[index], 1, -1)
-    root = _bracketed_root(lambda q: sign * (bias_var - needed(q)), grid[index], grid[index + 1])
-
-    # Without bias the length zero is critical if lengths close to it are drawn to it.
-    small = jnp.searchsorted(grid, 1e-4)
-    zero = (bias_var == 0) & (phi(jnp.zeros_like(root)) == 0) & stable[small]
-    q = jnp.where(jnp.any(crosses), root, jnp.where(zero, 0, jnp.nan))
-    return 1 / dual.derivative_moment(phi, q), q
+    one = jnp.abs(size - 1) <= 32 * jnp.finfo(size.dtype).eps
+    return 1 / jnp.log(1 / jnp.where(one, 1, size))

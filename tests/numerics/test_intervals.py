@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from dltheory.networks import activations as catalogue
 from dltheory.numerics import intervals
+from tests.facts import FACTS
 from tests.tier import cases
 
 LARGEST = float(np.finfo(np.float64).max)
@@ -58,6 +60,7 @@ UNARY = {
     "cases": lambda h: jnp.where((h > 1) | ~(h >= -1), h * h, jnp.minimum(h, 0.5)),
     "equality": lambda h: jnp.where(h == 1, 7.0, jnp.where((h != 2) & (h <= 3), h, -h)),
     "mask": lambda h: (h > 0.3).astype(h.dtype) * h + jnp.trunc(h).astype(int).astype(h.dtype),
+    "cancelling": lambda h: (h - h) + 1,
     "clamp": lambda h: lax.clamp(-1.0, h, 2.0) + jnp.clip(h, -0.5, 0.5),
     "branches": lambda h: lax.cond(h > 0, jnp.sin, lambda h: h * h, h),
     "stop": lambda h: lax.stop_gradient(h) * h + jax.checkpoint(jnp.tanh)(h),
@@ -258,6 +261,32 @@ def test_ranges_close_in_on_closed_forms(fn, low, high, infimum, supremum):
         assert bracket.lower <= exact + 1e-14
         assert exact - 1e-14 <= bracket.upper
         assert bracket.upper - bracket.lower <= 1.0001e-6 * max(1, abs(exact))
+
+
+def facts():
+    """Extreme values, slopes and curvatures in the facts file: a function and which end."""
+    phi = {name: catalogue.get(name).fn for name in ("gelu", "gelu_tanh", "silu", "mish", "erf")}
+    phi |= {name: catalogue.get(name).fn for name in ("tanh", "sigmoid", "sin", "softsign")}
+    slope = {name: jax.grad(fn) for name, fn in phi.items()}
+    curvature = {name: jax.grad(slope[name]) for name in ("gelu", "tanh", "sigmoid")}
+    table = {f"act.{name}.min": (phi[name], 0) for name in ("gelu", "gelu_tanh", "mish")}
+    table |= {f"act.{name}.min_slope": (slope[name], 0) for name in ("gelu", "silu")}
+    steep = ("gelu", "gelu_tanh", "erf", "tanh", "sin", "softsign")
+    table |= {f"act.{name}.lipschitz": (slope[name], 1) for name in steep}
+    table |= {f"act.{name}.second_derivative_max": (fn, 1) for name, fn in curvature.items()}
+    error = lambda h: jnp.abs(phi["gelu"](h) - phi["gelu_tanh"](h))
+    return table | {"act.gelu_tanh.max_abs_error": (error, 1)}
+
+
+@pytest.mark.parametrize("fact", facts())
+def test_certified_extremes_agree_with_the_facts(fact):
+    fn, end = facts()[fact]
+    # The second derivative of softsign jumps at 0; no other function here has a kink.
+    bracket = intervals.range_of(fn, -6.0, 6.0, tol=2e-10, without=(0.0,))[end]
+    if fact.endswith("second_derivative_max"):
+        bracket = jax.tree.map(abs, bracket)
+    for bound in bracket:
+        np.testing.assert_allclose(bound, FACTS[fact]["value"], rtol=1e-9, atol=2e-10)
 
 
 @pytest.mark.parametrize("phi", [jnp.tanh, jax.nn.relu])
