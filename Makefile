@@ -28,7 +28,8 @@ lint: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -q -p no:xdist --benchmark-only
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/bench_*.py -q -p no:xdist --benchmark-only \
+	  --benchmark-columns=min,median,max,rounds --benchmark-group-by=group --benchmark-sort=name
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

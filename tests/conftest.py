@@ -6,9 +6,13 @@ import jax
 import pytest
 from hypothesis import settings
 
+from tests.tier import FULL
+
 # Batches of LAPACK calls that run at once block XLA's CPU threads for good if there are too few.
 os.environ.setdefault("NPROC", "16")
 
+# Nearly all the time goes into compilation, and small programs gain nothing from a good one.
+jax.config.update("jax_disable_most_optimizations", not FULL)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,6 +30,16 @@ def _promotion(request):
         return
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def optimized():
+    """XLA as a user runs it: what promises the same bits is promised for that."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", not FULL)
+    jax.clear_caches()
 
 
 @pytest.fixture

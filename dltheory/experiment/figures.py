@@ -186,14 +186,18 @@ def legend(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     entries: dict[str, Any] = {}
+    lines = any(line.get_linestyle() != "None" for ax in figure.axes for line in ax.lines)
+    bands = any(ax.collections for ax in figure.axes)
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    entries["theory"] = Line2D([], [], color="#555555")
-    entries["measurement"] = (
-        Patch(facecolor="#555555", alpha=0.3, linewidth=0),
-        Line2D([], [], linestyle="none", **_MARKER, markeredgecolor="#555555"),
-    )
+    if lines:
+        entries["theory"] = Line2D([], [], color="#555555")
+    if bands:
+        entries["measurement"] = (
+            Patch(facecolor="#555555", alpha=0.3, linewidth=0),
+            Line2D([], [], linestyle="none", **_MARKER, markeredgecolor="#555555"),
+        )
     columns = max(2, int(figure.get_figwidth() / 1.25))  # Entries are about that many inches wide.
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,11 @@ def get(
 
 
 def names() -> tuple[str, ...]:
-    """The names of the catalogue, in its order."""
+    """The names of the catalogue.
+
+    Returns:
+        The names that `get` knows, in the order of the catalogue.
+    """
     return tuple(_CATALOGUE)
 
 
@@ -187,7 +191,7 @@ def _jumps(fn: Callable[[Array], Array]) -> tuple[tuple[float, int], ...]:
             raise ValueError(f"fn must be a number everywhere; it is NaN at {edges[bad][0]:.4g}")
 
         left, right = (np.tile(e, (4, 1)) for e in (edges[:-1], edges[1:]))
-        early = None
+        early = np.zeros(())
         for step in range(44):
             middle = (left + right) / 2
             take = _mismatch(evaluate, left, middle) > _mismatch(evaluate, middle, right)
@@ -195,7 +199,7 @@ def _jumps(fn: Callable[[Array], Array]) -> tuple[tuple[float, int], ...]:
             if step == 20:
                 early = _jump(evaluate, left, right)[0]
         late, size = _jump(evaluate, left, right)
-        noise = np.maximum(1e-6 * size, 1e-10 * size.max(axis=1, keepdims=True))
+        noise = np.maximum(1e-6 * size, 1e-10 * size.max(axis=1)[:, None])
         real = (late > 0.5 * early) & (late > noise) & (late > 1e-9)
     found: dict[float, int] = {}
     for order, cell in np.argwhere(real):
@@ -235,7 +239,7 @@ def _both(below: float, above: float, rate: str) -> tuple[Limit, Limit]:
 
 # Minima and steepest slopes that have no closed form are roots of derivatives, to all digits.
 # fmt: off
-_TABLE = (
+_TABLE: Any = (
     # name, function, kinks, smoothness, range, Lipschitz constant, monotone, saturation, degree
     ("relu", jax.nn.relu, (0.0,), 0, _POSITIVE, 1.0, True, _left(0.0, "exact"), 1),
     ("relu6", jax.nn.relu6, (0.0, 6.0), 0, (0.0, 6.0), 1.0, True, _both(0.0, 6.0, "exact")),

@@ -62,7 +62,7 @@ def expectation(
     (var,) = _floats(var)
     dtype = var.dtype
     mapped = _mapped("g", g, dtype)
-    points = _points("g", g, kinks)
+    points = _points("g", kinks, g)
 
     std = jnp.sqrt(var)[..., None]
     z, weights, end = _line(std, points)
@@ -133,15 +133,17 @@ def pair_expectation(
     var1, var2, cov, rho = correlation(var1, var2, cov)
     dtype = cov.dtype
     mapped1, mapped2 = _mapped("g1", g1, dtype), _mapped("g2", g2, dtype)
-    points1, points2 = _points("g1", g1, kinks), _points("g2", g2, kinks)
+    points1, points2 = _points("g1", kinks, g1), _points("g2", kinks, g2)
     gap = 1 - jnp.abs(rho)
     alpha, beta = jnp.sqrt(1 - gap / 2)[..., None], jnp.sqrt(gap / 2)[..., None]
     sign = jnp.where(rho < 0, -1, 1).astype(dtype)[..., None]
     std1, std2 = jnp.sqrt(var1)[..., None], jnp.sqrt(var2)[..., None]
     steepness = jnp.maximum(std1, std2)
 
-    # Outer cuts: where a kink of g1 crosses one of g2, and towards d = 0, where their steep parts
-    # cross. The integrand is even in d for one function of two equal variances.
+    # For one function of two equal variances the integrand is even in d if the correlation is
+    # positive, and even in p if it is negative. Then d is not negative; in the second case the
+    # half-plane p < 0 is free to hold the values that belong to -d.
+    # Outer cuts: where a kink of g1 crosses one of g2, and towards d = 0, where steep parts do.
     outer = _graded(jnp.maximum(steepness * beta, 1))
     if points1 and points2 and any((*points1, *points2)):  # crossings away from d = 0 follow
         del outer[1]
@@ -159,21 +161,28 @@ def pair_expectation(
         outer = _insert(outer, jnp.where(beta > 0, crossing / apart, 0))
 
     def inner(d: Array) -> Array:
-        shift, difference = beta * d[..., None] / alpha, beta * d[..., None]
+        shift = beta * d[..., None] / alpha
         # Steep parts are centred at p = -shift and p = shift; a kink marks its own centre.
         grades = _graded(jnp.maximum(steepness * alpha, 1))[bool(points1 and points2) :]
         centred = [jnp.minimum(jnp.abs(shift) + grade, _PAIR_END) for grade in grades]
         edges = _mirrored([jnp.zeros_like(shift), *centred])
-        for k in points1:
-            edges = _insert(edges, _over(k, std1) / alpha - shift)
-        for k in points2:
-            edges = _insert(edges, sign * _over(k, std2) / alpha + shift)
+        cuts1 = [_over(k, std1) / alpha - shift for k in points1]
+        cuts2 = [sign * _over(k, std2) / alpha + shift for k in points2]
+        if even:
+            cuts1 = [jnp.where(sign > 0, cut, jnp.abs(cut)) for cut in cuts1]
+            cuts2 = [jnp.where(sign > 0, cut, -jnp.abs(cut - 2 * shift)) for cut in cuts2]
+        for cut in (*cuts1, *cuts2):
+            edges = _insert(edges, cut)
+
+        middle, half = _panels(edges)
+        mirrored = (sign < 0) & (middle < 0) & even
+        difference = jnp.where(mirrored, -beta, beta) * d[..., None]
 
         def product(p: Array) -> Array:
             u, v = std1 * (alpha * p + difference), std2 * (alpha * p - difference)
             return mapped1(u) * mapped2(sign * v)
 
-        return _integrate(product, *_panels(edges))
+        return _integrate(product, middle, half)
 
     # One outer node at a time: the nodes of the plane are never all in memory.
     middle, half = (jnp.moveaxis(a, -1, 0) for a in _panels(outer))
@@ -207,7 +216,7 @@ def quadrature(var: ArrayLike = 1.0, *, kinks: Sequence[float] = ()) -> tuple[Ar
     """
     _check_variance("var", var)
     (var,) = _floats(var)
-    z, weights, _ = _line(jnp.sqrt(var)[..., None], _points("the integrand", None, kinks))
+    z, weights, _ = _line(jnp.sqrt(var)[..., None], _points("the integrand", kinks))
     return z.reshape(*var.shape, -1), weights.reshape(*var.shape, -1)
 
 
@@ -290,7 +299,7 @@ def _mapped(name: str, g: Callable, dtype: jnp.dtype) -> Callable[[Array], Array
     return lambda h: jnp.vectorize(g)(h).astype(dtype)
 
 
-def _points(name: str, g: Callable, kinks: Sequence[float]) -> tuple[float, ...]:
+def _points(name: str, kinks: Sequence[float], g: Callable | None = None) -> tuple[float, ...]:
     """The kinks given and those that `g` brings, sorted."""
     points = sorted({float(k) for k in (*kinks, *getattr(g, "kinks", ()))})
     if not all(np.isfinite(points)):
@@ -324,13 +333,22 @@ def _line(std: Array, points: tuple[float, ...]) -> tuple[Array, Array, float]:
     """
     end = float(np.sqrt(-1.9 * np.log(float(jnp.finfo(std.dtype).tiny))))
     half_line = [0.0, *(1.47 * 3.0 ** np.arange(-6, 1)), 2.9, 5.0, *np.geomspace(9.0, end, 4)]
-    edges = _mirrored([jnp.full_like(std, edge) for edge in half_line])
-    for k in points:
-        edges = _insert(edges, _over(k, std))
-    middle, half = (a[..., None] for a in _panels(edges))
+    grid = np.asarray(_mirrored(half_line))
+    moving = [k for k in points if k != 0]  # zero is an edge of the grid
+    if moving:
+        edges = [jnp.full_like(std, edge) for edge in grid]
+        for k in moving:
+            edges = _insert(edges, _over(k, std))
+        middle, half = (a[..., None] for a in _panels(edges))
+    else:
+        shape = (1,) * (std.ndim - 1) + (-1, 1)
+        ends = grid[1:], grid[:-1]
+        middle, half = ((ends[0] + sign * ends[1]).reshape(shape) / 2 for sign in (1, -1))
+        middle, half = (jnp.asarray(a, std.dtype) for a in (middle, half))
     x, w = (jnp.asarray(row, std.dtype).reshape((1,) * std.ndim + (-1,)) for row in _RULE)
     z = middle + half * x
-    return z, half * w * _density(z), end
+    shape = (*std.shape[:-1], *z.shape[-2:])
+    return jnp.broadcast_to(z, shape), jnp.broadcast_to(half * w * _density(z), shape), end
 
 
 def _insert(edges: list[Array], cut: Array) -> list[Array]:
@@ -357,8 +375,8 @@ def _integrate(f: Callable[[Array], Array], middle: Array, half: Array) -> Array
         z = middle + half * node[0]
         return total + f(z) * (node[1] * _density(z)), None
 
-    rule = tuple(jnp.asarray(row, half.dtype) for row in _RULE)
-    total, _ = jax.lax.scan(add, jnp.zeros_like(half), rule)
+    x, w = (jnp.asarray(row, half.dtype) for row in _RULE)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(half), (x, w))
     return jnp.sum(total * half, axis=-1)
 
 

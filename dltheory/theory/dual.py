@@ -290,7 +290,7 @@ def _homogeneous(phi: Activation, q1: Array, q2: Array, rho: Array) -> tuple[Arr
     def pair(order: int, cross: Array) -> Array:
         return (a * a + b * b) * half(order, rho) + cross * half(order, -rho)
 
-    k = phi.homogeneous
+    k = int(phi.homogeneous or 0)
     scale = jnp.sqrt(q1) * jnp.sqrt(q2)
     if k == 0:
         return pair(0, 2 * a * b), jnp.full_like(rho, jnp.inf)
@@ -324,7 +324,8 @@ def _sin(q1: Array, q2: Array, cov: Array) -> tuple[Array, Array]:
 
 
 def _cos(q1: Array, q2: Array, cov: Array) -> tuple[Array, Array]:
-    return _sin(q1, q2, cov)[::-1]
+    sinh, cosh = _sin(q1, q2, cov)
+    return cosh, sinh
 
 
 _CLOSED = {

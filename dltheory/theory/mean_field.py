@@ -13,9 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dltheory.networks import activations
@@ -23,6 +21,7 @@ from dltheory.numerics import gaussian
 from dltheory.numerics.results import Moments
 from dltheory.theory import dual, fixed_points
 from dltheory.theory.dual import Phi
+from dltheory.theory.parameters import checked, refuse_missing
 
 
 class DepthScales(NamedTuple):
@@ -42,7 +41,7 @@ class CriticalPoint(NamedTuple):
 
     Attributes:
         weight_var: Weight variance at which `chi_1` is one.
-        q: The length's fixed point there; NaN where every length is fixed.
+        q: The fixed length there; NaN where every length is fixed.
     """
 
     weight_var: Array
@@ -76,8 +75,8 @@ def q_map(
         ValueError: If a variance is negative or `keep` is not in (0, 1] (under tracing the
             result is NaN instead).
     """
-    legal = _legal(weight_var=weight_var, bias_var=bias_var, keep=keep)
-    return jnp.where(legal, weight_var / keep * dual.moment(phi, q) + bias_var, jnp.nan)
+    weight_var, bias_var, keep = checked(weight_var=weight_var, bias_var=bias_var, keep=keep)
+    return weight_var / keep * dual.moment(phi, q) + bias_var
 
 
 def c_map(
@@ -103,15 +102,17 @@ def c_map(
         keep: Probability that dropout keeps a unit.
 
     Returns:
-        The correlation, of the shape of `c`. Its derivative at `c = 1` is `chi_1` where `q` is
-        a fixed point.
+        The correlation, of the shape of `c`; at a fixed `q` its slope at `c = 1` is `chi_1`.
 
     Raises:
         ValueError: If a variance is negative, `c` is beyond one in size or `keep` is not in
             (0, 1] (under tracing the result is NaN instead).
     """
-    cov = weight_var * dual.kernel(phi, q, q, q * c) + bias_var
-    return cov / q_map(phi, q, weight_var=weight_var, bias_var=bias_var, keep=keep)
+    length = q_map(phi, q, weight_var=weight_var, bias_var=bias_var, keep=keep)
+    weight_var, bias_var, q, c = (
+        jnp.asarray(a, length.dtype) for a in (weight_var, bias_var, q, c)
+    )
+    return (weight_var * dual.kernel(phi, q, q, q * c) + bias_var) / length
 
 
 def chi_1(phi: Phi, q: ArrayLike, *, weight_var: ArrayLike) -> Array:
@@ -130,8 +131,8 @@ def chi_1(phi: Phi, q: ArrayLike, *, weight_var: ArrayLike) -> Array:
     Raises:
         ValueError: If a variance is negative (under tracing the result is NaN instead).
     """
-    legal = _legal(weight_var=weight_var)
-    return jnp.where(legal, weight_var * dual.derivative_moment(phi, q), jnp.nan)
+    (weight_var,) = checked(weight_var=weight_var)
+    return weight_var * dual.derivative_moment(phi, q)
 
 
 def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Array:
@@ -140,8 +141,7 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
     .. math:: q^* = \sigma_w^2\,\mathbb{E}\,\phi(\sqrt{q^*} z)^2 + \sigma_b^2, \qquad
         \left|\frac{dq'}{dq}\right|_{q^*} \le 1
 
-    Fixed points are looked for at zero and between 1e-10 and 1e6. Dropout needs no argument of
-    its own here: it divides `weight_var` by the probability of keeping a unit.
+    It is looked for at zero and between 1e-10 and 1e6. Dropout divides `weight_var` by `keep`.
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -161,10 +161,9 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
         1.000
     """
     phi = activations.get(phi)
-    legal = _legal(weight_var=weight_var, bias_var=bias_var)
-    q = jnp.vectorize(lambda w, b: fixed_points.length(phi, w, b))(*_arrays(weight_var, bias_var))
-    q = jnp.where(legal, q, jnp.nan)
-    _refuse_missing(
+    solve = jnp.vectorize(lambda w, b: fixed_points.length(phi, w, b))
+    q = solve(*checked(weight_var=weight_var, bias_var=bias_var))
+    refuse_missing(
         q,
         (weight_var, bias_var),
         f"{phi.name} has no stable fixed point of the length at weight_var = {weight_var} and "
@@ -179,8 +178,8 @@ def correlation_fixed_point(
     r"""The stable fixed point of the correlation map, at the fixed point of the length.
 
     The map is a power series with non-negative coefficients, hence convex. Without dropout one is
-    a fixed point; it is the stable one, and exactly one is returned, if and only if
-    :math:`\chi_1 \le 1`. Else there is one other in [0, 1).
+    fixed, and is the stable point (returned exactly) if and only if :math:`\chi_1 \le 1`. Else
+    the stable one is another, in [0, 1).
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -202,11 +201,11 @@ def correlation_fixed_point(
         0.1651
     """
     phi = activations.get(phi)
-    legal = _legal(keep=keep)
-    weight_var, bias_var, keep = _arrays(weight_var, bias_var, keep)
+    (keep,) = checked(keep=keep)
     q = fixed_point(phi, weight_var=weight_var / keep, bias_var=bias_var)
-    solve = lambda q, w, b, p: fixed_points.correlation(phi, q, w, b, p)
-    return jnp.where(legal, jnp.vectorize(solve)(q, weight_var, bias_var, keep), jnp.nan)
+    weight_var, bias_var = checked(weight_var=weight_var, bias_var=bias_var)
+    solve = jnp.vectorize(lambda *args: fixed_points.correlation(phi, *args))
+    return solve(q, weight_var, bias_var, keep)
 
 
 def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> DepthScales:
@@ -223,7 +222,7 @@ def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Dep
         bias_var: Bias variance, of the same shape or a scalar.
 
     Returns:
-        Both scales; `xi_c` is infinite where `chi_1` is one.
+        Both scales; infinite where a slope is one.
 
     Raises:
         ValueError: If there is no stable fixed point or a variance is negative (under tracing
@@ -232,9 +231,9 @@ def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Dep
     Source: Schoenholz et al. (2017).
     """
     phi = activations.get(phi)
-    weight_var, bias_var = _arrays(weight_var, bias_var)
     q = fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
     c = correlation_fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
+    (weight_var,) = checked(weight_var=weight_var)
     slope_q = jnp.vectorize(lambda q, w: fixed_points.length_slope(phi, q, w))(q, weight_var)
     slope_c = weight_var * dual.derivative_kernel(phi, q, q, q * c)
     return DepthScales(_depth_scale(slope_q), _depth_scale(slope_c))
@@ -246,8 +245,8 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     .. math:: \sigma_w^2\,\mathbb{E}\,\phi'(h)^2 = 1, \qquad
         q = \sigma_w^2\,\mathbb{E}\,\phi(h)^2 + \sigma_b^2
 
-    Of several solutions it is the largest whose length is a stable fixed point. Smooth functions
-    that are not odd, such as GELU, have none below a smallest `bias_var`.
+    Of several solutions it is the one of the largest stable length. Smooth functions that are not
+    odd, such as GELU, have none below a smallest `bias_var`.
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -268,17 +267,10 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     Source: Hayou, Doucet and Rousseau (2019).
     """
     phi = activations.get(phi)
-    legal = _legal(bias_var=bias_var)
-    (bias_var,) = _arrays(bias_var)
-    weight_var, q = jnp.vectorize(lambda b: fixed_points.critical(phi, b), signature="()->(),()")(
-        bias_var
-    )
-    weight_var, q = jnp.where(legal, weight_var, jnp.nan), jnp.where(legal, q, jnp.nan)
-    _refuse_missing(
-        weight_var,
-        (bias_var,),
-        f"{phi.name} has no stable edge of chaos at bias_var = {bias_var}",
-    )
+    solve = jnp.vectorize(lambda b: fixed_points.critical(phi, b), signature="()->(),()")
+    weight_var, q = solve(*checked(bias_var=bias_var))
+    text = f"{phi.name} has no stable edge of chaos at bias_var = {bias_var}"
+    refuse_missing(weight_var, (bias_var,), text)
     return CriticalPoint(weight_var, q)
 
 
@@ -310,7 +302,7 @@ def propagate(
     phi = activations.get(phi)
     if depth < 1:
         raise ValueError(f"depth must be one or more; got {depth}")
-    _legal(weight_var=weight_var, bias_var=bias_var)
+    weight_var, bias_var = checked(weight_var=weight_var, bias_var=bias_var)
     variances = {"weight_var": weight_var, "bias_var": bias_var}
 
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Moments]:
@@ -319,7 +311,8 @@ def propagate(
         c = jnp.clip(c_map(phi, c, q=q, **variances), -1, 1)
         return (q_map(phi, q, **variances), c), out
 
-    return jax.lax.scan(layer, tuple(_arrays(q0, c0)), length=depth)[1]
+    q0, c0 = (jnp.asarray(a, weight_var.dtype) for a in (q0, c0))
+    return jax.lax.scan(layer, (q0, c0), length=depth)[1]
 
 
 def residual_growth(
@@ -343,7 +336,7 @@ def residual_growth(
 
     Source: Yang and Schoenholz (2017).
     """
-    return 1 + branch**2 * chi_1(phi, q, weight_var=weight_var)
+    return 1 + jnp.square(branch) * chi_1(phi, q, weight_var=weight_var)
 
 
 def batch_norm_growth(phi: Phi, *, batch: float = jnp.inf) -> Array:
@@ -398,35 +391,6 @@ def layer_norm_growth(phi: Phi) -> Array:
         The growth factor at infinite width, shape `()`.
     """
     return dual.derivative_moment(phi) / dual.moment(phi)
-
-
-def _arrays(*args: ArrayLike) -> list[Array]:
-    """The arguments as arrays of one floating dtype and one shape."""
-    dtype = jnp.result_type(float, *args)
-    return list(jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in args)))
-
-
-def _legal(**values: ArrayLike) -> Array:
-    """Whether variances are not negative and `keep` is a probability; raise if known not to be."""
-    legal = jnp.asarray(True)
-    for name, value in values.items():
-        probability = name == "keep"
-        if not isinstance(value, Tracer):
-            known = np.asarray(value)
-            if np.any((known < 0) | (probability & ((known == 0) | (known > 1)))):
-                wanted = "in (0, 1]" if probability else "zero or more"
-                raise ValueError(f"{name} must be {wanted}; got {value}")
-        legal = legal & (value >= 0)
-        if probability:
-            legal = legal & (value > 0) & (value <= 1)
-    return legal
-
-
-def _refuse_missing(result: Array, given: tuple, text: str) -> None:
-    """Raise ValueError where a result is NaN though what was given is not, unless traced."""
-    if not isinstance(result, Tracer) and not any(isinstance(x, Tracer) for x in given):
-        if np.any(np.isnan(result)) and not any(np.any(np.isnan(x)) for x in given):
-            raise ValueError(text)
 
 
 def _depth_scale(slope: Array) -> Array:

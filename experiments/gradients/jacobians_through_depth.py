@@ -274,7 +274,7 @@ def _isometry(results):
         chi = np.append(0.0, np.cumsum(np.log(arrays["chi_1"]).mean(0))) / 2 / np.log(10)
         figures.line(ax, layers, np.log10(config.weight_var) / 2 + chi, series=series)
     ax.set_xticks(np.arange(2, 21, 2))
-    ax.set(xlabel="layer", ylabel=r"$\log_{10} s_{max}$ and $\log_{10} s_{min}$")
+    ax.set(xlabel="layer", ylabel=r"$\log_{10}$ of largest and smallest resolved $s$")
     ax.set_title(r"tanh, $\sigma_w^2 = 1.05$, $\sigma_b^2 = 2.01\cdot 10^{-5}$, width 64")
     figures.legend(fig)
     return fig

@@ -90,6 +90,7 @@ def deep(key, config):
     return {"x": x}
 
 
+@pytest.mark.usefixtures("optimized")
 def test_map_gives_the_same_bits_whatever_the_number_of_seeds_and_chunks():
     few = Sweep("s", deep, Config(), seeds=3, batching="map")
     # Enough for the loop, whose points follow each other, and not for three points at a time.
