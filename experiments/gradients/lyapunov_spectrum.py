@@ -4,8 +4,8 @@ Paper    Newman (1986): the singular values of a product of L Gaussian matrices 
          exp(L lambda_i), lambda_i = [log(2/n) + psi((n-i+1)/2)]/2. In L times lambda_i each factor
          adds the logarithm of a chi variable with n-i+1 degrees of freedom, of variance
          psi'((n-i+1)/2)/4, so that the values are known with their fluctuations.
-Run      dltheory run lyapunov_spectrum                 (half a minute on two cores)
-         dltheory run lyapunov_spectrum --profile full  (minutes)
+Run      dltheory run lyapunov_spectrum                 (under half a minute on two cores)
+         dltheory run lyapunov_spectrum --profile full  (not timed)
 Expect   Every exponent within four standard errors. At depth L they are off by c/L, which the
          difference of two depths removes. The product that is formed and decomposed in float64
          holds but the values within 36 nats of the largest: the few that theory counts. All others

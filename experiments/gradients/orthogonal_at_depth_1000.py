@@ -4,8 +4,8 @@ Paper    Saxe, McClelland and Ganguli (2014): the Jacobian of a linear network o
          is an isometry at any depth, one of Gaussian weights in no direction. Pennington,
          Schoenholz and Ganguli (2017): so it stays for tanh near the edge of chaos with a small q.
          Newman (1986) gives the whole spectrum of the Gaussian linear network.
-Run      dltheory run orthogonal_at_depth_1000                 (half a minute on two cores)
-         dltheory run orthogonal_at_depth_1000 --profile full  (minutes)
+Run      dltheory run orthogonal_at_depth_1000                 (under half a minute on two cores)
+         dltheory run orthogonal_at_depth_1000 --profile full  (not timed)
 Expect   Orthogonal and linear: every singular value sigma_w^L, to rounding. Orthogonal and tanh:
          all values within one decade but one, that of the signal's length, which is forgotten over
          xi_q layers (Schoenholz et al. 2017) and so falls as exp(-L / xi_q). Gaussian: a thousand
@@ -16,6 +16,7 @@ Expect   Orthogonal and linear: every singular value sigma_w^L, to rounding. Ort
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def trial(key, config):
 
     _, values = sites.tapped(network.apply, params, x)(params, x, {})
     h = jnp.concatenate([values["first"], values["hidden"][:, 0]])
-    layers = params["params"]
+    layers: dict[str, Any] = dict(params["params"])
     first, hidden, last = (layers[name]["kernel"] for name in ("first", "hidden", "last"))
     kernels = jnp.concatenate([first[None], hidden, last[None]])
     # A local Jacobian is W D; Flax keeps W transposed, and the input meets no activation.

@@ -4,8 +4,8 @@ Paper    Orhan and Pitkow (2018): skip connections keep a network away from the 
          layers. Dong, Cordonnier and Loukas (2021): without them attention loses rank. And an
          identity: layer normalisation takes the mean from each token, so that its Jacobian has one
          zero per token.
-Run      dltheory run unmodified_models                 (half a minute on two cores)
-         dltheory run unmodified_models --profile full  (minutes)
+Run      dltheory run unmodified_models                 (under half a minute on two cores)
+         dltheory run unmodified_models --profile full  (not timed)
 Expect   No model knows that it is measured. The spectra equal those of Jacobians of the bare model,
          and of the outputs that Flax itself records, to 1e-10; so does the chain rule through a
          layer in the middle; the largest values without forming the matrix agree with those of the
@@ -111,8 +111,9 @@ def trial(key, config):
     for number, site in enumerate(spectra.sites):
         label = f"{number:02d}-" + re.sub("[^A-Za-z0-9_.-]", ".", str(site))
         result[f"{label}-input"] = spectra.input_to_layer[number][0]
-        if spectra.local[number] is not None:
-            result[f"{label}-local"] = spectra.local[number][0]
+        local = spectra.local[number]
+        if local is not None:
+            result[f"{label}-local"] = local[0]
         if str(site) in recorded:
             errors.append(_error(spectra.input_to_layer[number], recorded[str(site)]))
 
