@@ -46,7 +46,7 @@ class Config:
     activation: str = "tanh"
     ensemble: str = "gaussian"
     width: int = 64
-    depth: int = 16
+    depth: int = 10
     weight_var: float = 1.0
     bias_var: float = 0.05
     mean_square: float = 1.0
