@@ -155,6 +155,7 @@ def answers(function):
 # Modules that no user calls: the inner parts of the one named beside each.
 MACHINERY = {
     "dltheory.measure.asymptotics",  # measure.activations
+    "dltheory.measure.batches",  # measure.jacobians
     "dltheory.measure.passes",  # measure.jacobians and its kin
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians

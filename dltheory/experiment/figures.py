@@ -7,7 +7,7 @@ and returned; the command line saves it.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
+
+    from dltheory.measure.jacobians import LayerSpectra
 
 # Okabe and Ito's colours, told apart by colour-blind readers; their yellow is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
@@ -173,6 +175,147 @@ def band(
         label=label or None,
         zorder=4,
     )
+
+
+@style()
+def layer_spectra(spectra: "LayerSpectra") -> "Figure":
+    r"""Draw the singular values of a network's Jacobians: every layer, in all three directions.
+
+    Columns are input-to-layer, layer-to-output and local Jacobians. Rows are `spectrum_bands`,
+    `heat_map` and `densities` of all examples together.
+
+    Args:
+        spectra: Result of `measure.jacobians.layer_spectra`.
+
+    Returns:
+        The figure.
+    """
+    kinds = ("input_to_layer", "layer_to_output", "local")
+    figure, grid = axes(3, 3, size=(2.9, 2.2))
+    for column, kind in enumerate(kinds):
+        values = getattr(spectra, kind), getattr(spectra.resolved, kind)
+        spectrum_bands(grid[0, column], *values)
+        heat_map(grid[1, column], *values)
+        densities(grid[2, column], *values)
+        grid[0, column].set_xlim(grid[1, column].get_xlim())
+        grid[0, column].set_title(kind.replace("_", " "))
+        grid[1, column].set_xlabel("layer")
+        grid[2, column].set_xlabel(r"$\log_{10} s$")
+    for row, label in enumerate((r"$\log_{10} s$", r"$\log_{10} s$", "density")):
+        grid[row, 0].set_ylabel(label)
+    legend(figure)
+    return figure
+
+
+@style()
+def spectrum_bands(
+    ax: "Axes",
+    log_values: Sequence[Any],
+    resolved: Sequence[Any] | None = None,
+    *,
+    series: int = 0,
+    label: str = "",
+) -> None:
+    """Draw singular values through depth: the median, and the middle 50 % and 90 % of them.
+
+    Args:
+        ax: Axes to draw on: layer against log10 of the singular values.
+        log_values: Per layer, natural logs of any shape, or `None`; zeros (`-inf`) are left out.
+        resolved: Per layer, which of them to draw; all by default.
+        series: Index of the series, which decides the colour.
+        label: Entry of the legend; none if empty.
+    """
+    layers, values = _decades(log_values, resolved)
+    if not layers.size:
+        return
+    samples = np.full((max(map(len, values)), len(values)), np.nan)
+    for number, column in enumerate(values):
+        samples[: len(column), number] = column
+    band(ax, layers, samples, series=series, label=label)
+
+
+@style()
+def heat_map(
+    ax: "Axes",
+    log_values: Sequence[Any],
+    resolved: Sequence[Any] | None = None,
+    *,
+    bins: int = 60,
+) -> None:
+    """Draw singular values through depth as a map of their density, dark where there are many.
+
+    Args:
+        ax: Axes to draw on: layer against log10 of the singular values.
+        log_values: As in `spectrum_bands`.
+        resolved: As in `spectrum_bands`.
+        bins: Number of bins.
+    """
+    layers, values = _decades(log_values, resolved)
+    if not layers.size:
+        return
+    edges = _edges(values, bins)
+    density = [np.histogram(column, edges, density=True)[0] for column in values]
+    places = np.arange(layers[0], layers[-1] + 1)
+    image = np.zeros((bins, len(places)))
+    image[:, layers - layers[0]] = np.transpose(density)
+    # The densest layer must not bleach all others: each layer is drawn against its own peak.
+    image /= np.maximum(image.max(0), 1e-300)
+    sides = np.append(places - 0.5, places[-1] + 0.5)
+    ax.pcolormesh(sides, edges, image, cmap="Blues", vmin=0, vmax=1, rasterized=True)
+    ax.grid(visible=False)
+
+
+@style()
+def densities(
+    ax: "Axes",
+    log_values: Sequence[Any],
+    resolved: Sequence[Any] | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    bins: int = 40,
+) -> None:
+    """Draw the density of log10 of the singular values of a few layers.
+
+    Args:
+        ax: Axes to draw on.
+        log_values: As in `spectrum_bands`.
+        resolved: As in `spectrum_bands`.
+        layers: Numbers of layers; the first, a middle and the last one by default.
+        bins: Number of bins.
+    """
+    found, values = _decades(log_values, resolved)
+    if not found.size:
+        return
+    known = dict(zip(found.tolist(), values, strict=True))
+    chosen = sorted({found[0], found[len(found) // 2], found[-1]}) if layers is None else layers
+    edges = _edges([known[layer] for layer in chosen], bins)
+    for series, layer in enumerate(chosen):
+        height = np.histogram(known[layer], edges, density=True)[0]
+        color = COLORS[series % len(COLORS)]
+        ax.stairs(height, edges, color=color, linewidth=1.2, label=f"layer {layer}")
+
+
+def _decades(log_values, resolved) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The layers that have any finite values to draw, counted from one, and log10 of these."""
+    layers, values = [], []
+    for number, logs in enumerate(log_values):
+        if logs is None:
+            continue
+        logs = np.asarray(logs, float)
+        seen = np.isfinite(logs)
+        if resolved is not None:
+            seen &= np.asarray(resolved[number])
+        if seen.any():
+            layers.append(number + 1)
+            values.append(logs[seen] / np.log(10))
+    return np.array(layers, int), values
+
+
+def _edges(values: Sequence[np.ndarray], bins: int) -> np.ndarray:
+    """Bins that hold all values, at least a tenth of a decade wide together."""
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    margin = max(0.02 * (high - low), 0.05)
+    return np.linspace(low - margin, high + margin, bins + 1)
 
 
 @style()

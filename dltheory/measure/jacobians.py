@@ -5,16 +5,14 @@ input-to-layer Jacobian, one reverse pass with the basis of the output every lay
 and one forward pass of the model severed at its cuts every local one.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 
-from dltheory.measure import passes, spectra, stacks
+from dltheory.measure import batches, passes, stacks
 from dltheory.measure.passes import Measured
 from dltheory.networks import sites
 from dltheory.networks.sites import Site, SiteError
@@ -106,15 +104,18 @@ def jacobian(
         wide = measured.features(start[0]) > measured.features(stop[0])
         mode = "reverse" if wide else "forward"
     fun, at = _between(measured, params, x, start, stop)
+    examples = jnp.arange(measured.batch) if coupled else None
     if mode == "forward":
         _, tangent_of = passes.push(fun, at)
-        basis = {start[0]: measured.basis(start[0], at[start[0]])}
-        result = jnp.moveaxis(measured.respond(tangent_of, basis, coupled)[stop[0]], 1, -1)
+        count = measured.features(start[0])
+        answers = measured.respond(tangent_of, at, count, examples=examples)
+        result = jnp.moveaxis(answers[stop[0]], 1, -1)
     else:
         value, pull = jax.vjp(fun, at)
-        basis = {stop[0]: measured.basis(stop[0], value[stop[0]])}
-        result = measured.respond(lambda ct: pull(ct)[0], basis, coupled)[start[0]]
-    return result + _doubt(measured, params, x, coupled)
+        count = measured.features(stop[0])
+        answers = measured.respond(lambda ct: pull(ct)[0], value, count, examples=examples)
+        result = answers[start[0]]
+    return result + jnp.asarray(_doubt(measured, params, x, coupled), result.dtype)
 
 
 def spectrum(
@@ -173,22 +174,18 @@ def spectrum(
     axis, end = measured.axis(origin), measured.axis(goal)
     one = jax.ShapeDtypeStruct(inside.shape[:axis] + inside.shape[axis + 1 :], inside.dtype)
 
-    def only(array, example, axis):
-        shape = [-1 if a == axis else 1 for a in range(array.ndim)]
-        return jnp.where((jnp.arange(measured.batch) == example).reshape(shape), array, 0)
-
     def of(example):
         def linear_map(v):
             tangent = jnp.broadcast_to(jnp.expand_dims(v, axis), inside.shape)
-            answer = tangent_of({origin: only(tangent, example, axis)})[goal]
-            return only(answer, example, end).sum(end)
+            answer = tangent_of({origin: measured.only(origin, tangent, example)})[goal]
+            return measured.only(goal, answer, example).sum(end)
 
         return krylov.top_singular_values(
             jax.random.fold_in(key, example), linear_map, one, k, tolerance=tolerance
         )
 
     values, residuals = jax.lax.map(of, jnp.arange(measured.batch))
-    doubt = _doubt(measured, params, x, coupled)
+    doubt = jnp.asarray(_doubt(measured, params, x, coupled), values.dtype)
     largest = values[:, :1]
     relative = residuals / jnp.where(largest == 0, 1, largest)
     resolved = (values > 2 * residuals) | (largest == 0)
@@ -202,6 +199,8 @@ def layer_spectra(
     *,
     coupled: bool = False,
     log_domain: bool | None = None,
+    batch_size: int | tuple[int, int] | None = None,
+    max_bytes: int = 2**31,
 ) -> LayerSpectra:
     r"""Log singular values of the Jacobians of every layer, in shared passes, per example.
 
@@ -209,9 +208,10 @@ def layer_spectra(
               \log s_i(\partial y / \partial h_l), \quad
               \log s_i(\partial h_l / \partial h_{l-1})
 
-    Ranks lost through inactive units give exactly `-inf`. Values of a formed matrix below `n * eps`
-    of its largest are rounding; where a cut has such values, the product of its local Jacobians is
-    taken in the log domain, in float64, which resolves them at any depth.
+    Ranks lost through inactive units give exactly `-inf`. A value `s` of a formed matrix is right
+    to `n * eps * s_max / s`, and those below `n * eps` of the largest are rounding; where a cut has
+    such values, the product of its local Jacobians is taken in the log domain, in float64, which
+    resolves them at any depth.
 
     Args:
         f: `f(params, x) -> y`.
@@ -221,13 +221,20 @@ def layer_spectra(
             example at a time, the others held fixed.
         log_domain: Whether unresolved values are taken in the log domain. `None` does so where it
             costs less than half a minute or so; under `jit` the formed matrices are all there is.
+        batch_size: How many examples are worked at once, or `(examples, columns)`: also how many
+            columns of a basis; by default as many as `max_bytes` allows. A chunk is evaluated as a
+            batch of its own: dropout drawn by the shape of the batch is drawn anew for it.
+        max_bytes: Budget for the Jacobians of the examples at work and what their passes hold.
 
     Returns:
-        `LayerSpectra`. All NaN for an example with an entry that is not finite.
+        `LayerSpectra`. All NaN for an example with an entry that is not finite. Values follow the
+        dtype of each layer; Jacobians of half precision are decomposed, and their spectra
+        returned, in float32.
 
     Raises:
         SiteError: If the model has no layers, or couples its examples and `coupled` is false.
-        ValueError: If `x` holds no example, or `log_domain` is true under `jit`.
+        ValueError: If `x` holds no example, `log_domain` is true under `jit`, `batch_size` or
+            `max_bytes` is not positive, or one example alone does not fit in `max_bytes`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -240,36 +247,23 @@ def layer_spectra(
         >>> jnp.exp(spectra.input_to_layer[-1]).round(4)
         Array([[6., 6., 6.]], dtype=float32)
     """
-    leaves, structure = jax.tree.flatten((params, x))
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        if log_domain:
-            raise ValueError("log_domain is True, but under jit it cannot be: call it outside.")
-        measured = passes.prepare(f, params, x)
-        found, moved = stacks.jacobians(measured, params, x, coupled)
-        where = spectra.places(measured, found.input_to_layer["output"].dtype)
-        kinds = spectra.traced(found, where)
-    else:
-        types = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        measured, compiled = _compiled(f, structure, types, coupled, jnp.result_type(float))
-        found, moved = compiled(params, x)
-        where = spectra.places(measured, found.input_to_layer["output"].dtype)
-        kinds = spectra.concrete(found, where, log_domain)
-    doubt = 0 if coupled else passes.refuse_coupling(moved)
+    where, kinds, doubt = batches.layer_spectra(
+        f,
+        params,
+        x,
+        coupled=coupled,
+        log_domain=log_domain,
+        batch_size=batch_size,
+        max_bytes=max_bytes,
+    )
     forward, reverse, local = (_arrays(kind.log_values, doubt) for kind in kinds)
     resolved = Resolved(*(_arrays(kind.resolved, False) for kind in kinds))
     return LayerSpectra(tuple(p.site for p in where), forward, reverse, local, resolved)
 
 
 def _arrays(parts: list[Any], doubt: Any) -> tuple[Any, ...]:
-    return tuple(None if part is None else jnp.asarray(part) + doubt for part in parts)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(f, structure, types, coupled: bool, _precision) -> tuple[Measured, Callable]:
-    """The traced model, and its Jacobians compiled once for all calls with these shapes."""
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*one) for one in types])
-    measured = passes.prepare(f, params, x)
-    return measured, jax.jit(lambda params, x: stacks.jacobians(measured, params, x, coupled))
+    doubted = lambda part: part + jnp.asarray(doubt, part.dtype)
+    return tuple(None if part is None else doubted(jnp.asarray(part)) for part in parts)
 
 
 Place = tuple[str, tuple[int, ...] | None]

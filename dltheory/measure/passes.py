@@ -19,7 +19,7 @@ from dltheory.networks import sites
 from dltheory.networks.sites import Program, SiteError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """A traced model on a batch, with the axis of each layer that runs over the examples.
 
@@ -59,45 +59,77 @@ class Measured:
         array = jnp.moveaxis(array, leading + stacked + self.axis(text), leading)
         return array.reshape(*array.shape[: leading + 1 + stacked], -1)
 
-    def basis(self, text: str, like: Array, columns: int | None = None) -> Array:
-        """The unit vectors of a layer's features, each in all examples: `(columns, *like.shape)`.
+    def unit(self, text: str, like: Array, number: Array) -> Array:
+        """One unit vector of a layer's features, in all examples and all layers of its stack.
 
-        There are as many as features unless `columns` asks for more, which are zero; in a stack
-        each of its layers gets the same ones.
+        Args:
+            text: The layer.
+            like: An array of its shape, with the axes of scans that the result shall have.
+            number: Which unit vector; zero beyond the last.
         """
-        features, axis, shape = self.features(text), self.axis(text), self.shapes[text]
-        units = jnp.eye(columns or features, features, dtype=like.dtype)
+        axis, shape = self.axis(text), self.shapes[text]
+        units = (jnp.arange(self.features(text)) == number).astype(like.dtype)
         stack = [1] * (like.ndim - len(shape))
-        units = units.reshape(-1, *stack, *shape[:axis], 1, *shape[axis + 1 :])
-        return jnp.broadcast_to(units, (units.shape[0], *like.shape))
+        return jnp.broadcast_to(
+            units.reshape(*stack, *shape[:axis], 1, *shape[axis + 1 :]), like.shape
+        )
+
+    def only(self, text: str, array: Array, example: Array) -> Array:
+        """A layer's values with zeros in all examples but one."""
+        behind = len(self.shapes[text]) - self.axis(text) - 1
+        mask = jnp.arange(self.batch) == example
+        return jnp.where(
+            mask.reshape(*[1] * (array.ndim - behind - 1), -1, *[1] * behind), array, 0
+        )
 
     def respond(
-        self, linear_map: Callable[[dict], dict], columns: dict[str, Array], coupled: bool
+        self,
+        linear_map: Callable[[dict], dict],
+        sources: dict[str, Array],
+        count: int,
+        *,
+        columns: int | None = None,
+        examples: Array | None = None,
     ) -> dict[str, Array]:
-        """What a linear map between layers makes of columns: `(N, columns, *stack, features)`.
+        """What a linear map between layers makes of unit vectors: `(N, count, *stack, features)`.
 
-        Where examples are coupled, the columns go into one example after another, and each
-        example's own response is kept.
+        Args:
+            linear_map: From tangents at some layers to tangents at others.
+            sources: Those layers, each with an array of the shape of its tangents.
+            count: How many unit vectors; each goes into all the sources at once.
+            columns: How many unit vectors at once; all of them by default.
+            examples: Where examples are coupled: the numbers of those that are wanted. The unit
+                vectors go into one after another, and each one's own response is kept.
         """
-        everywhere = jax.vmap(linear_map)
-        if not coupled:
-            answers = everywhere(columns)
+        # Chunks of one length: a remainder would be compiled by itself.
+        chunks = math.ceil(count / min(columns or count, count))
+        numbers = jnp.arange(math.ceil(count / chunks) * chunks)
+
+        def everywhere(column):
+            if chunks == 1:
+                return jax.vmap(column)(numbers)
+            answers = jax.lax.map(jax.vmap(column), numbers.reshape(chunks, -1))
+            return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], answers)
+
+        def units(number):
+            return {text: self.unit(text, like, number) for text, like in sources.items()}
+
+        if examples is None:
+            answers = everywhere(lambda number: linear_map(units(number)))
             return {
                 text: jnp.moveaxis(self.per_example(text, a, 1), 1, 0)
                 for text, a in answers.items()
             }
 
         def own(example):
-            only = jnp.arange(self.batch) == example
-            masked = {}
-            for text, array in columns.items():
-                behind = len(self.shapes[text]) - self.axis(text) - 1
-                mask = only.reshape(*[1] * (array.ndim - behind - 1), -1, *[1] * behind)
-                masked[text] = jnp.where(mask, array, 0)
-            answers = everywhere(masked)
+            def column(number):
+                columns = units(number)
+                return linear_map({t: self.only(t, c, example) for t, c in columns.items()})
+
+            answers = everywhere(column)
             return {text: self.per_example(text, a, 1)[:, example] for text, a in answers.items()}
 
-        return jax.lax.map(own, jnp.arange(self.batch))
+        return jax.lax.map(own, examples)
 
 
 def prepare(f: Callable, params: Any, x: Array) -> Measured:
@@ -189,7 +221,7 @@ def refuse_coupling(moved: dict[str, Array]) -> Array:
     Raises:
         SiteError: Naming the first layer that mixes examples.
     """
-    total = jnp.stack(list(moved.values())).max()
+    total = jnp.stack([amount.astype(jnp.result_type(float)) for amount in moved.values()]).max()
     if isinstance(total, Tracer):
         return jnp.where(total > 0, jnp.nan, 0.0).astype(total.dtype)
     for text, amount in moved.items():

@@ -5,6 +5,7 @@ Jacobian of a cut with respect to the input, or of the output with respect to a 
 the local Jacobians is taken in the log domain instead, which resolves every value.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dltheory.measure import stacks
 from dltheory.measure.passes import Measured
 from dltheory.measure.stacks import Stacks
 from dltheory.networks import sites
@@ -55,7 +57,10 @@ class Values(NamedTuple):
     resolved: list[Any]
 
 
-def places(measured: Measured, dtype) -> list[Place]:
+Kinds = tuple[Values, Values, Values]  # input to layer, layer to output, local
+
+
+def places(measured: Measured) -> list[Place]:
     """The layers in run order, the output last (once, where the last layer is the output)."""
     found, before = [], measured.features("input")
     expanded = sites.expand(measured.program.layers)
@@ -64,69 +69,71 @@ def places(measured: Measured, dtype) -> list[Place]:
         found.append(Place(site, layer.text, site.index or (), features, before, layer.is_cut))
         before = features if layer.is_cut else before
     if not expanded[-1][1].is_output:
-        site = Site("output", 0, None, measured.program.shape, dtype)
+        site = Site("output", 0, None, measured.program.shape, measured.program.dtype)
         found.append(Place(site, "output", (), measured.features("output"), before, True))
     return found
 
 
-def traced(stacks: Stacks, where: Sequence[Place]) -> tuple[Values, Values, Values]:
-    """The spectra within a program that is being traced: of the formed matrices, stack by stack."""
-    leaves, structure = jax.tree.flatten(stacks)
+def of_traced(found: Stacks, where: Sequence[Place]) -> Kinds:
+    """The spectra of formed matrices within a program that is being traced, stack by stack."""
+    leaves, structure = jax.tree.flatten(found)
     values = jax.tree.unflatten(structure, in_turn(leaves))
-    kinds = []
-    for matrices, s in zip(stacks, values, strict=True):
-        bounds = {text: _rank_bound(matrix) for text, matrix in matrices.items()}
-        parts = [
-            _logs(p.of(s), p.of(bounds), max(p.of(matrices).shape[-2:]), jnp)
-            if p.text in matrices
-            else None
-            for p in where
-        ]
-        kinds.append(parts)
-    return _cut(kinds, where)
+    kinds = [[p.of(s) if p.text in s else None for p in where] for s in values]
+    return _values(found, kinds, where, jnp)
 
 
-def concrete(
-    stacks: Stacks, where: Sequence[Place], log_domain: bool | None
-) -> tuple[Values, Values, Values]:
-    """The spectra of concrete Jacobians, in the log domain where the formed ones resolve less."""
-    on_cpu = all(one.platform == "cpu" for one in jax.tree.leaves(stacks)[0].devices())
-    host = jax.device_get(stacks)
-    if on_cpu:
-        kinds = _dense_on_host(host, where)
-    else:
-        values = jax.device_get(
-            jax.jit(
-                lambda s: jax.tree.unflatten(jax.tree.structure(s), in_turn(jax.tree.leaves(s)))
-            )(stacks)
-        )
-        kinds = [[p.of(s) if p.text in s else None for p in where] for s in values]
+def of_host(found: Stacks, where: Sequence[Place]) -> Kinds:
+    """The spectra of formed matrices that are NumPy arrays."""
+    return _values(found, _dense_on_host(found, where), where, np)
+
+
+def in_logs(kinds: Kinds, local: dict[str, Any], where: Sequence[Place]) -> Kinds:
+    """Spectra of cuts that the formed matrices do not resolve, by the product of their factors.
+
+    Args:
+        kinds: The spectra, NumPy's arrays or JAX's.
+        local: The stacks of local Jacobians, likewise.
+        where: The layers.
+
+    Returns:
+        The spectra.
+    """
+    forward, reverse, last = kinds
+    order = [n for n, p in enumerate(where) if p.is_cut]
+    factors = [where[n].of(local)[:, : where[n].features, : where[n].before] for n in order]
+    forward = _replaced(forward, factors, order)
+    transposed = [factor.swapaxes(-1, -2) for factor in factors[:0:-1]]
+    return forward, _replaced(reverse, transposed, order[-2::-1]), last
+
+
+def affordable(measured: Measured) -> bool:
+    """Whether products in the log domain would take less than half a minute or so."""
+    cuts = sum(math.prod(one.lengths) for one in measured.program.layers if one.is_cut)
+    width = max(stacks.width(measured), measured.features("output"))
+    return 2.0 * cuts * measured.batch * float(width) ** 3 <= _AFFORDABLE
+
+
+def _values(found: Stacks, kinds, where, xp) -> Kinds:
+    """Logs and what they resolve, from the singular values of formed matrices layer by layer."""
     # A product has no more rank than any of its factors: what is beyond that is zero exactly.
-    bound = {p: _rank_bound(p.of(host.local)) for p in where if p.is_cut}
+    bound = {p: _rank_bound(p.of(found.local), xp) for p in where if p.is_cut}
     ranks = [
-        _least(where, bound),
-        _least(where, bound, reverse=True),
+        _least(where, bound, xp),
+        _least(where, bound, xp, reverse=True),
         [bound.get(p) for p in where],
     ]
     result = []
-    for matrices, values, rank in zip(host, kinds, ranks, strict=True):
+    for matrices, values, rank in zip(found, kinds, ranks, strict=True):
         parts: list[Any] = []
         for p, s, r in zip(where, values, rank, strict=True):
             if s is None:
                 parts.append(None)
                 continue
             matrix = p.of(matrices)
-            r = _rank_bound(matrix) if r is None or not p.is_cut else r
-            parts.append(_logs(s, r, max(matrix.shape[-2:]), np))
+            r = _rank_bound(matrix, xp) if r is None or not p.is_cut else r
+            parts.append(_logs(s, r, max(matrix.shape[-2:]), xp))
         result.append(parts)
-    forward, reverse, local = _cut(result, where)
-    if log_domain is not False:
-        factors = [p.of(host.local)[:, : p.features, : p.before] for p in where if p.is_cut]
-        if log_domain or _cost(factors) <= _AFFORDABLE:
-            _in_logs(forward, factors, where)
-            transposed = [np.swapaxes(f, -1, -2) for f in factors[:0:-1]]
-            _in_logs(reverse, transposed, where, reverse=True)
-    return forward, reverse, local
+    return _cut(result, where)
 
 
 def _dense_on_host(host: Stacks, where: Sequence[Place]) -> list[list[Any]]:
@@ -159,21 +166,20 @@ def _dense_on_host(host: Stacks, where: Sequence[Place]) -> list[list[Any]]:
     return kinds
 
 
-def _rank_bound(matrix):
+def _rank_bound(matrix, xp):
     """At most this rank: the number of rows, or of columns, that are not all zero."""
     live = matrix != 0
-    rows, columns = live.any(-1).sum(-1), live.any(-2).sum(-1)
-    return jnp.minimum(rows, columns) if isinstance(matrix, Array) else np.minimum(rows, columns)
+    return xp.minimum(live.any(-1).sum(-1), live.any(-2).sum(-1))
 
 
-def _least(where, bound, reverse=False) -> list[Any]:
+def _least(where, bound, xp, reverse=False) -> list[Any]:
     """Per layer, the least rank bound of the factors between it and the input, or the output."""
     found, least = [], None
     for p in reversed(where) if reverse else where:
         if reverse:
             found.append(least)
         if p in bound:
-            least = bound[p] if least is None else np.minimum(least, bound[p])
+            least = bound[p] if least is None else xp.minimum(least, bound[p])
         if not reverse:
             found.append(least)
     return found[::-1] if reverse else found
@@ -194,7 +200,7 @@ def _logs(s, rank, n: int, xp) -> tuple[Any, Any]:
     return xp.where(xp.isnan(largest), xp.nan, logs).astype(s.dtype), resolved
 
 
-def _cut(kinds, where: Sequence[Place]) -> tuple[Values, Values, Values]:
+def _cut(kinds, where: Sequence[Place]) -> Kinds:
     """Spectra in the length of their Jacobian; the output depends on itself by the identity."""
     forward, reverse, local = kinds
     last = where[-1]
@@ -215,31 +221,31 @@ def _cut(kinds, where: Sequence[Place]) -> tuple[Values, Values, Values]:
     )  # pyright: ignore[reportReturnType]
 
 
-def _cost(factors: Sequence[np.ndarray]) -> float:
-    width = max(max(f.shape[-2:]) for f in factors)
-    return 2.0 * len(factors) * factors[0].shape[0] * float(width) ** 3
-
-
-def _in_logs(values: Values, factors, where: Sequence[Place], reverse: bool = False) -> None:
-    """Replace the spectra of cuts that hold unresolved values by those of the factored product."""
-    order = [n for n, p in enumerate(where) if p.is_cut]
-    order = order[-2::-1] if reverse else order
+def _replaced(values: Values, factors: Sequence[Any], order: Sequence[int]) -> Values:
+    """Spectra that are not resolved replaced by those of the factored products."""
     todo = [n for n in order if not values.resolved[n].all()]
     if not todo or not all(np.isfinite(f).all() for f in factors):
-        return
+        return values
+    xp = jnp if isinstance(factors[0], Array) else np
     width = max(max(f.shape[-2:]) for f in factors)
-    padded = np.zeros((factors[0].shape[0], len(factors), width, width))
-    for number, f in enumerate(factors):
-        padded[:, number, : f.shape[-2], : f.shape[-1]] = f
     # Outside of any trace float64 is at hand, whatever the default precision.
     with jax.enable_x64(True):
-        found = jax.device_get(_prefixes(jnp.asarray(padded)))
-    for step, n in enumerate(order):
-        if n in todo:
-            count = values.log_values[n].shape[-1]
-            dtype = values.log_values[n].dtype
-            values.log_values[n] = found.log_values[:, step, :count].astype(dtype)
-            values.resolved[n] = found.resolved[:, step, :count]
+        padded = [
+            xp.pad(
+                f.astype(np.float64), ((0, 0), (0, width - f.shape[-2]), (0, width - f.shape[-1]))
+            )
+            for f in factors
+        ]
+        found = _prefixes(jnp.asarray(xp.stack(padded, axis=1)))
+        if xp is np:
+            found = jax.device_get(found)
+        logs, resolved = list(values.log_values), list(values.resolved)
+        for step, n in enumerate(order):
+            if n in todo:
+                count, dtype = logs[n].shape[-1], logs[n].dtype
+                logs[n] = found.log_values[:, step, :count].astype(dtype)
+                resolved[n] = found.resolved[:, step, :count]
+    return Values(logs, resolved)
 
 
 _prefixes = jax.jit(log_spectrum.prefix_log_spectra)

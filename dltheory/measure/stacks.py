@@ -32,21 +32,41 @@ def run(measured: Measured, params, x: Array, taps=None, severed=None) -> dict[s
 
 
 def jacobians(
-    measured: Measured, params, x: Array, coupled: bool
+    measured: Measured,
+    params,
+    x: Array,
+    *,
+    columns: int | None = None,
+    examples: Array | None = None,
 ) -> tuple[Stacks, dict[str, Array]]:
-    """All Jacobians, and how far the examples are coupled (`passes.coupling`)."""
+    """All Jacobians, and how far the examples are coupled (`passes.coupling`).
+
+    Args:
+        measured: The model.
+        params: Its parameters.
+        x: The batch.
+        columns: How many columns of a basis at once; all of them by default.
+        examples: Where examples are coupled: the numbers of those that are wanted.
+
+    Returns:
+        The Jacobians, in at least single precision; and the coupling, empty where `examples` are
+        given.
+    """
+
+    def respond(linear_map, sources, count):
+        return measured.respond(linear_map, sources, count, columns=columns, examples=examples)
+
     start = {"input": x}
     values, tangent_of = passes.push(lambda at: run(measured, params, at["input"]), start)
-    columns = measured.respond(tangent_of, {"input": measured.basis("input", x)}, coupled)
-    forward = {text: jnp.moveaxis(array, 1, -1) for text, array in columns.items()}
-    moved = {} if coupled else passes.coupling(measured, tangent_of, x)
+    answers = respond(tangent_of, start, measured.features("input"))
+    forward = {text: jnp.moveaxis(array, 1, -1) for text, array in answers.items()}
+    moved = passes.coupling(measured, tangent_of, x) if examples is None else {}
 
     y = values.pop("output")
     taps = jax.tree.map(jnp.zeros_like, values)
     _, pull = jax.vjp(lambda taps: run(measured, params, x, taps)["output"], taps)
-    rows = {"output": measured.basis("output", y)}
-    rows = measured.respond(lambda ct: pull(ct["output"])[0], rows, coupled)
-    reverse = {text: jnp.moveaxis(array, 1, -2) for text, array in rows.items()}
+    answers = respond(lambda ct: pull(ct["output"])[0], {"output": y}, measured.features("output"))
+    reverse = {text: jnp.moveaxis(array, 1, -2) for text, array in answers.items()}
 
     # Severed at its cuts, each going on from its recorded value, the model is a row of pieces, and
     # one pass differentiates them all.
@@ -57,9 +77,18 @@ def jacobians(
     def pieces(at):
         return run(measured, params, at["input"], {t: at[t] for t in cuts}, recorded)
 
-    width = max(measured.features(text) for text in start)
-    basis = {text: measured.basis(text, array, width) for text, array in start.items()}
     _, tangent_of = passes.push(pieces, start)
-    columns = measured.respond(tangent_of, basis, coupled)
-    local = {text: jnp.moveaxis(columns[text], 1, -1) for text in [*cuts, "output"]}
-    return Stacks(forward, reverse, local), moved
+    answers = respond(tangent_of, start, width(measured))
+    local = {text: jnp.moveaxis(answers[text], 1, -1) for text in [*cuts, "output"]}
+    return jax.tree.map(_at_least_single, Stacks(forward, reverse, local)), moved
+
+
+def _at_least_single(array: Array) -> Array:
+    """Half precision in single: no decomposition takes it."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+def width(measured: Measured) -> int:
+    """Features of the widest of the input and the cuts: columns that local Jacobians have."""
+    cuts = [layer.text for layer in measured.program.layers if layer.is_cut]
+    return max(measured.features(text) for text in ["input", *cuts])

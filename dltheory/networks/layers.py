@@ -105,15 +105,16 @@ class _Occurrence:
         return (*self.entry.path, float("inf"))
 
 
-def find(jaxpr: core.Jaxpr, params: Any) -> tuple[Layer, ...]:
-    """The layers of a program in run order.
+def find(jaxpr: core.Jaxpr, params: Any) -> tuple[tuple[Layer, ...], int]:
+    """The layers of a program in run order, and the size of its largest value.
 
     Args:
         jaxpr: The traced program of `f(params, x)`; its last argument is `x`, its only result `y`.
         params: The pytree of parameters, for the names.
 
     Returns:
-        The layers; empty where no parameter ever meets `x`.
+        The layers, none where no parameter ever meets `x`; and the number of elements of the
+        largest value that depends on `x`.
     """
     keys, modules = _names(params)
     tape = program.flatten(jaxpr)
@@ -155,7 +156,7 @@ def find(jaxpr: core.Jaxpr, params: Any) -> tuple[Layer, ...]:
             )
         )
         counts[one.name] = counts.get(one.name, 0) + 1
-    return tuple(layers)
+    return tuple(layers), program.largest(tape)
 
 
 def _occurrences(tape: Tape, modules: list[Keys], loops: tuple) -> list[_Occurrence]:

@@ -6,6 +6,7 @@ that `sites` needs is then a sweep over a tape. `replay` evaluates the program a
 at chosen entries, and keeps its scans, remats and compiled calls as they were.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -209,6 +210,17 @@ def cuts(tape: Tape, source: int, sink: int) -> set[tuple[Path, int]]:
                 found |= cuts(body, carried, body.outvars[outs[0]])
         horizon = max([horizon, *(last.get(entry.outs[k], at) for k in outs)])
     return found
+
+
+def largest(tape: Tape) -> int:
+    """Number of elements of the largest value that depends on `x`, one iteration of a scan long."""
+    sizes = [math.prod(tape.avals[v].shape) for v in tape.invars if tape.reads_x(v)]
+    for entry in tape.entries:
+        if entry.body is not None:
+            sizes.append(largest(entry.body))
+        else:
+            sizes += [math.prod(tape.avals[v].shape) for v in entry.outs if tape.reads_x(v)]
+    return max(sizes, default=0)
 
 
 def replay(

@@ -56,6 +56,8 @@ class Program:
     Attributes:
         layers: The layers in run order.
         shape: Shape of the output.
+        dtype: Its dtype.
+        largest: Number of elements of the largest value in it that depends on `x`.
         run: `run(params, x, taps=None, severed=None) -> (y, values)`, a pure function. `taps` adds
             an array to a layer's value; `severed` goes on with the given value (plus the tap) in
             place of the computed one, which is what is recorded. Keys are layer texts.
@@ -63,6 +65,8 @@ class Program:
 
     layers: tuple[Layer, ...]
     shape: tuple[int, ...]
+    dtype: Any
+    largest: int
     run: Callable[..., tuple[Array, dict[str, Array]]]
 
     def layer(self, text: str) -> Layer:
@@ -239,14 +243,18 @@ def trace(f: Callable, params: Any, x: Array | jax.ShapeDtypeStruct) -> Program:
             f"f must return one array of floats, got {kinds}; return one of them: "
             "lambda params, x: f(params, x)[0]."
         )
-    found = rules.find(closed.jaxpr, params)
+    found, largest = rules.find(closed.jaxpr, params)
     if not any(layer.leaves for layer in found):
         raise SiteError(
             "f(params, x) has no layer: no parameter in params ever meets x. Pass the weights in "
             "params; those that f closes over are constants to it."
         )
     return Program(
-        found, outputs[0].shape, _runner(closed, found, jax.tree.map(_aval, (params, x)), shape)
+        found,
+        outputs[0].shape,
+        outputs[0].dtype,
+        largest,
+        _runner(closed, found, jax.tree.map(_aval, (params, x)), shape),
     )
 
 

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
 
 from dltheory.experiment import figures
+from dltheory.measure import jacobians
 
 DRAW = r"""
 import hashlib, sys
@@ -126,6 +128,54 @@ def test_band_refuses_what_it_cannot_draw():
         figures.band(ax[0, 0], [1, 2], np.ones((2, 3)))
     with pytest.raises(ValueError, match="spread is 'sd', want 'quantiles' or 'stderr'"):
         figures.band(ax[0, 0], [1, 2], np.ones((2, 2)), spread="sd")
+
+
+LOGS = [np.log(10) * np.array([[0.0, 1.0], [2.0, -np.inf]]), None, np.log(10) * np.full((2, 1), 5)]
+RESOLVED = [np.array([[True, True], [True, True]]), None, np.array([[True], [False]])]
+
+
+def test_spectrum_bands_leave_out_zeros_rounding_and_layers_that_are_no_cuts():
+    _, ax = figures.axes()
+    figures.spectrum_bands(ax[0, 0], LOGS, RESOLVED)
+    np.testing.assert_allclose(ax[0, 0].lines[0].get_xydata(), [[1, 1], [3, 5]])
+
+
+def test_the_heat_map_has_a_column_for_each_layer_and_its_own_peak():
+    _, ax = figures.axes()
+    figures.heat_map(ax[0, 0], LOGS, bins=10)
+    [mesh] = ax[0, 0].collections
+    image = mesh.get_array()
+    assert image.shape == (10, 3)
+    np.testing.assert_allclose(image.max(0), [1, 0, 1])
+    np.testing.assert_array_equal((image > 0).sum(0), [3, 0, 1])
+    assert ax[0, 0].get_xlim() == (0.5, 3.5)
+
+
+def test_densities_integrate_to_one():
+    _, ax = figures.axes()
+    figures.densities(ax[0, 0], LOGS, RESOLVED, layers=[1, 3])
+    for steps in ax[0, 0].patches:
+        height, edges, _ = steps.get_data()
+        np.testing.assert_allclose((height * np.diff(edges)).sum(), 1)
+
+
+def test_spectra_without_a_single_value_are_drawn_empty():
+    _, ax = figures.axes()
+    for draw in (figures.spectrum_bands, figures.heat_map, figures.densities):
+        draw(ax[0, 0], [np.full((2, 3), -np.inf)])
+    assert not ax[0, 0].patches
+
+
+def test_a_page_shows_all_spectra_of_a_network():
+    w = np.stack([np.diag([1.0, 2.0]), np.diag([3.0, 0.5])])
+    f = lambda w, x: jnp.tanh(x @ w[0]) @ w[1]
+    spectra = jacobians.layer_spectra(f, jnp.asarray(w), jnp.zeros((1, 2)))
+    fig = figures.layer_spectra(spectra)
+    titles = [ax.get_title(loc="left") for ax in fig.axes[:3]]
+    assert titles == ["input to layer", "layer to output", "local"]
+    # Medians through depth: of diag(1, 2), then of diag(3, 1).
+    medians = fig.axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(medians, [np.log10(2) / 2, np.log10(3) / 2], atol=1e-12)
 
 
 def test_legend_names_each_series_once_and_explains_the_marks():
