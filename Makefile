@@ -27,9 +27,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Alone on the machine, some minutes. Pairs with other packages run where those are installed.
 bench: $(READY)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/bench_*.py -q -p no:xdist --benchmark-only \
-	  --benchmark-columns=min,median,max,rounds --benchmark-group-by=group --benchmark-sort=name
+	  --benchmark-columns=min,median,max,rounds --benchmark-group-by=group --benchmark-sort=name \
+	  --benchmark-json=.benchmarks.json
+	$(BIN)/python tests/benchmarks/report.py .benchmarks.json docs/benchmarks.md
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
@@ -46,4 +49,4 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) results figures docs/_build dist build .benchmarks .hypothesis
+	rm -rf $(VENV) results figures docs/_build dist build .benchmarks .benchmarks.json .hypothesis

@@ -12,6 +12,7 @@ import pytest
 from dltheory.numerics.log_spectrum import log_singular_values
 
 DEPTH, WIDTH = 1000, 64
+GROUP = "log spectrum of 1000 factors of 64 x 64, float64"
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +28,25 @@ def lyapunov(factors):
     return logs
 
 
-@pytest.mark.benchmark(group="log spectrum, 1000 x 64 x 64, float64")
-def test_log_singular_values(benchmark, factors):
-    on_device = jnp.asarray(factors)
-    compiled = jax.jit(log_singular_values)
-    compiled(on_device).block_until_ready()
-    benchmark.pedantic(lambda: compiled(on_device).block_until_ready(), rounds=10)
+def ours(factors):
+    on_device, compiled = jnp.asarray(factors), jax.jit(log_singular_values)
+    return lambda: compiled(on_device).block_until_ready()
 
 
-@pytest.mark.benchmark(group="log spectrum, 1000 x 64 x 64, float64")
-def test_numpy_lyapunov_exponents(benchmark, factors):
-    benchmark.pedantic(lambda: lyapunov(factors), rounds=10)
+def numpy_lyapunov_exponents(factors):
+    return lambda: lyapunov(factors)
 
 
-@pytest.mark.benchmark(group="log spectrum, 1000 x 64 x 64, float64")
-def test_log_singular_values_with_compilation(benchmark, factors):
+@pytest.mark.parametrize("how", [ours, numpy_lyapunov_exponents])
+def test_log_spectrum(benchmark, factors, how):
+    benchmark.group = GROUP
+    run = how(factors)
+    run()
+    benchmark.pedantic(run, rounds=10)
+
+
+def test_ours_cold(benchmark, factors):
+    benchmark.group = GROUP
     on_device = jnp.asarray(factors)
 
     def cold():

@@ -251,8 +251,8 @@ def wide(depth, width, activation, scale):
 
 
 def exact_logs(matrices):
-    """Log singular values of a product in 400-digit arithmetic."""
-    with mpmath.workdps(400):
+    """Log singular values of a product in 1000-digit arithmetic."""
+    with mpmath.workdps(1000):
         product = mpmath.eye(matrices[0].shape[1])
         for matrix in matrices:
             product = mpmath.matrix(np.asarray(matrix).tolist()) * product

@@ -44,6 +44,15 @@ def truth(factors, digits):
         return np.array([float(mpmath.log(v)) if v > floor else -np.inf for v in values])
 
 
+def condition(factors, digits, expected):
+    """How far the exact logs move, at most, for relative changes of the entries; two tries."""
+    rng, moved = np.random.default_rng(0), 0.0
+    for _ in range(2):
+        changed = factors * (1 + 1e-13 * rng.uniform(-1, 1, factors.shape))
+        moved = max(moved, np.abs(truth(changed, digits) - expected).max() / 1e-13)
+    return moved
+
+
 def agree(values, expected, atol):
     """Equal where -inf, within atol elsewhere."""
     zero = np.isneginf(expected)
@@ -58,7 +67,14 @@ def test_agrees_with_mpmath(family, depth, n, digits, seed):
     factors = family(np.random.default_rng([seed, depth]), depth, n)
     result = spectrum(jnp.asarray(factors))
     expected = truth(factors, digits)
-    agree(result.log_values, expected, 1e-9)
+    tolerance = 1e-9
+    if np.abs(result.log_values - expected).max() > tolerance:
+        # Now and then a draw is worse than that: the exact logs move by 1e6 times the rounding of
+        # the entries, where a direction of a partial product all but misses one that grows later.
+        worst = condition(factors, digits, expected)
+        assert worst > 1e6
+        tolerance = 256 * np.finfo(float).eps * worst
+    agree(result.log_values, expected, tolerance)
     assert np.all(np.isfinite(expected))
     assert bool(result.resolved.all())
     shown = np.asarray(result.residuals) > 1e-290
