@@ -35,7 +35,7 @@ class Config:
 
     Attributes:
         activation: `tanh` or `relu`.
-        ensemble: `gaussian` or `orthogonal` weights.
+        orthogonal: Whether the weights are orthogonal (1) or Gaussian (0).
         width: Units of each hidden layer.
         depth: Hidden layers.
         weight_var: Variance of the weights times the fan-in.
@@ -44,7 +44,7 @@ class Config:
     """
 
     activation: str = "tanh"
-    ensemble: str = "gaussian"
+    orthogonal: float = 0.0
     width: int = 64
     depth: int = 10
     weight_var: float = 1.0
@@ -64,7 +64,7 @@ def trial(key, config):
         config.depth,
         10,
         activation=phi,
-        kernel_init=getattr(initializers, config.ensemble)(config.weight_var),
+        kernel_init=_either(config),
         bias_init=initializers.normal(config.bias_var),
     )
     params = network.init(key_params, x)
@@ -84,6 +84,19 @@ def trial(key, config):
         "log_gradient": gradients,
         "chi_1": mean_field.chi_1(config.activation, q[:-1], weight_var=config.weight_var),
     }
+
+
+def _either(config):
+    """Weights of the one ensemble or the other, chosen when the program runs: one compilation."""
+    gaussian = initializers.gaussian(config.weight_var)
+    orthogonal = initializers.orthogonal(config.weight_var)
+
+    def init(key, shape, dtype):
+        return jnp.where(
+            config.orthogonal > 0, orthogonal(key, shape, dtype), gaussian(key, shape, dtype)
+        )
+
+    return init
 
 
 def sweeps(profile, config):
@@ -107,8 +120,7 @@ def sweeps(profile, config):
                     f"{activation}-{width}",
                     trial,
                     replace(config, activation=activation, width=width, bias_var=variance),
-                    cells={"ensemble": ENSEMBLES},
-                    grid={"weight_var": weight_vars},
+                    grid={"orthogonal": (0.0, 1.0), "weight_var": weight_vars},
                     seeds=number,
                     x64=True,
                 )
@@ -122,8 +134,8 @@ def sweeps(profile, config):
         bias_var=bias_var,
         mean_square=mean_square,
     )
-    cells = {"ensemble": ENSEMBLES}
-    made.append(Sweep("isometry", trial, near, cells=cells, seeds=32, x64=True))
+    grid = {"orthogonal": (0.0, 1.0)}
+    made.append(Sweep("isometry", trial, near, grid=grid, seeds=32, x64=True))
     return made
 
 
@@ -132,9 +144,11 @@ def _widths(results, activation, ensemble):
     found = {}
     for name in results:
         if name.startswith(f"{activation}-"):
-            for config, arrays in results[name]:
-                if config.ensemble == ensemble:
-                    found[config.width] = arrays
+            [(config, arrays)] = results[name]
+            which = ENSEMBLES.index(ensemble)
+            axes = {"orthogonal", "weight_var"}
+            found[config.width] = {key: arrays[key][which] for key in arrays.keys() - axes}
+            found[config.width]["weight_var"] = arrays["weight_var"]
     return dict(sorted(found.items()))
 
 
@@ -175,12 +189,13 @@ def claims(results):
             text = f"growth of the squared gradient over each layer less chi_1 ({what})"
             made.append(worst(text, 0.0, deviation, allowed))
             made.append(_fluctuation(what, by_width))
-    for config, arrays in results["isometry"]:
+    [(config, arrays)] = results["isometry"]
+    for ensemble, cumulative in zip(ENSEMBLES, arrays["cumulative"], strict=True):
         # Values that are not resolved are smaller still, and left out.
-        last = arrays["cumulative"][:, -1]
+        last = cumulative[:, -1]
         decades = np.median(np.nanmax(last, -1) - np.nanmin(last, -1)) / np.log(10)
-        text = f"decades of the spectrum at depth {config.depth}, median ({config.ensemble})"
-        if config.ensemble == "orthogonal":
+        text = f"decades of the spectrum at depth {config.depth}, median ({ensemble})"
+        if ensemble == "orthogonal":
             made.append(Claim(text, 1.0, float(decades), 0.0, "<="))
         else:
             made.append(Claim(text, 3.0, float(decades), 0.0, ">="))
@@ -266,12 +281,13 @@ def _theory(results):
 def _isometry(results):
     fig, axes = figures.axes(1, 1, size=(4.6, 3.2))
     ax = axes[0, 0]
-    for series, (config, arrays) in enumerate(results["isometry"]):
-        s = arrays["cumulative"] / np.log(10)
+    [(config, arrays)] = results["isometry"]
+    for series, ensemble in enumerate(ENSEMBLES):
+        s = arrays["cumulative"][series] / np.log(10)
         layers = np.arange(1, s.shape[1] + 1)
-        figures.band(ax, layers, s[..., 0], series=series, label=config.ensemble)
+        figures.band(ax, layers, s[..., 0], series=series, label=ensemble)
         figures.band(ax, layers, np.nanmin(s, -1), series=series)
-        chi = np.append(0.0, np.cumsum(np.log(arrays["chi_1"]).mean(0))) / 2 / np.log(10)
+        chi = np.append(0.0, np.cumsum(np.log(arrays["chi_1"][series]).mean(0))) / 2 / np.log(10)
         figures.line(ax, layers, np.log10(config.weight_var) / 2 + chi, series=series)
     ax.set_xticks(np.arange(2, 21, 2))
     ax.set(xlabel="layer", ylabel=r"$\log_{10}$ of largest and smallest resolved $s$")
