@@ -165,7 +165,9 @@ MACHINERY = {
     "dltheory.numerics.interval_arithmetic",  # numerics.intervals
     "dltheory.numerics.interval_rules",  # numerics.intervals
     "dltheory.numerics.stratified",  # numerics.log_spectrum
+    "dltheory.numerics.gaussian_axis",  # numerics.gaussian
     "dltheory.theory.fixed_points",  # theory.mean_field
+    "dltheory.theory.slope_law",  # theory.free_probability
 }
 
 

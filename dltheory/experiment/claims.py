@@ -1,7 +1,7 @@
 """A claim: what theory predicts, what was measured, and a verdict that can be wrong."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -97,6 +97,40 @@ def worst(
         badness = np.where((p == m) & (t == 0), 0.0, np.abs(m - p) / t)
     index = int(np.argmax(np.where(np.isnan(badness), np.inf, badness)))
     return Claim(text, float(p[index]), float(m[index]), float(t[index]))
+
+
+def infinite_width(samples: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    r"""Extrapolate the mean over seeds to infinite width, with what it may be off by.
+
+    .. math:: m_n = m_\infty + c / n, \qquad
+        \min_{m_\infty,\, c} \sum_n (\bar m_n - m_\infty - c / n)^2 / \mathrm{SE}_n^2
+
+    Args:
+        samples: By width, measurements of shape `(seeds, ...)`; two widths or more.
+
+    Returns:
+        The mean at infinite width, shape `(...)`, and four standard errors of it, which count the
+        noise of the fitted `c`.
+
+    Raises:
+        ValueError: If there is one width only.
+
+    Example:
+        >>> import numpy as np
+        >>> noise = np.array([-0.1, 0.1, 0.0])
+        >>> mean, allowed = infinite_width({n: 2 + 3 / n + noise for n in (10, 20, 40)})
+        >>> mean.round(6).item(), bool(allowed > 0)
+        (2.0, True)
+    """
+    if len(samples) < 2:
+        raise ValueError(f"samples has the widths {list(samples)}, want two or more")
+    rate = 1 / np.array([*samples])
+    means = np.array([a.mean(0) for a in samples.values()])
+    weights = np.array([len(a) / a.var(0, ddof=1) for a in samples.values()])
+    s0, s1, s2 = (np.tensordot(rate**k, weights, 1) for k in range(3))
+    m0, m1 = (np.tensordot(rate**k, weights * means, 1) for k in range(2))
+    area = s0 * s2 - s1**2
+    return (s2 * m0 - s1 * m1) / area, 4 * np.sqrt(s2 / area)
 
 
 def table(title: str, claims: Sequence[Claim]) -> "Table":

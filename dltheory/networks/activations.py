@@ -96,6 +96,31 @@ def leaky_relu(slope: float = 0.01, name: str = "leaky_relu") -> Activation:
     return Activation(name, fn, (0.0,), 0, *facts)
 
 
+def gated(phi: str | Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+    r"""The gate of two arguments that an activation makes.
+
+    .. math:: (a, b) \mapsto \phi(a)\, b
+
+    Of sigmoid it is GLU, of relu ReGLU, of gelu GEGLU and of silu SwiGLU. For independent Gaussian
+    `a` and `b` of mean zero its mean square is :math:`\mathbb{E}\,\phi(a)^2 \operatorname{Var} b`.
+
+    Args:
+        phi: Activation, its name, or a scalar callable.
+
+    Returns:
+        The gate, of two arrays of one shape.
+
+    Example:
+        >>> from dltheory.networks import activations
+        >>> activations.gated("relu")(3.0, -2.0).item()
+        -6.0
+
+    Source: Dauphin et al. (2017); Shazeer (2020).
+    """
+    phi = get(phi)
+    return lambda a, b: phi(a) * b
+
+
 def get(
     name: str | Callable[[Array], Array], *, kinks: tuple[float, ...] | None = None
 ) -> Activation:

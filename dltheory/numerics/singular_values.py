@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
@@ -98,8 +98,7 @@ def on_host(
         Singular values of each stack, or of its product, in the stack's precision: shape
         `(..., min(m, n))`, or `(..., min(m, k))`; all NaN for a matrix that is not finite.
     """
-    jobs: list[Callable[[], None]] = []
-    found = []
+    found, items, jobs = [], [], []
     for number, stack in enumerate(stacks):
         other = None if right is None else right[number]
         columns = stack.shape[-1] if other is None else other.shape[-1]
@@ -107,14 +106,16 @@ def on_host(
         values = np.zeros((*stack.shape[:-2], count), np.finfo(stack.dtype).dtype)
         found.append(values)
         flat, out = stack.reshape(-1, *stack.shape[-2:]), values.reshape(-1, count)
-        if other is not None:
-            other = other.reshape(-1, *other.shape[-2:])
-            jobs += [functools.partial(_one, out, i, flat[i], other[i]) for i in range(len(flat))]
-        elif max(stack.shape[-2:]) <= _SMALL:
+        if other is None and max(stack.shape[-2:]) <= _SMALL:
             parts = np.array_split(np.arange(len(flat)), max(1, len(flat) // 64))
             jobs += [functools.partial(_many, out, flat, part) for part in parts]
         else:
-            jobs += [functools.partial(_one, out, i, flat[i], None) for i in range(len(flat))]
+            others = [None] * len(flat) if other is None else other.reshape(-1, *other.shape[-2:])
+            items += [_Item(out[i], flat[i], others[i]) for i in range(len(flat))]
+    # NumPy lets other threads run only while it works on more than one matrix, and matrices of
+    # about one size are padded the least.
+    items.sort(key=lambda item: (item.left.dtype.char, item.live))
+    jobs += [functools.partial(_together, items[i : i + 4]) for i in range(0, len(items), 4)]
     with _blas().limit(limits=1), ThreadPoolExecutor(_cores()) as pool:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
@@ -129,37 +130,68 @@ def _many(out: np.ndarray, stack: np.ndarray, part: np.ndarray) -> None:
     out[part] = np.where(finite[:, None], s, np.nan)
 
 
-def _one(out: np.ndarray, index: int, a: np.ndarray, right: np.ndarray | None) -> None:
-    """One matrix, or product of two, reduced to the rows and columns that are not zero."""
-    if not np.isfinite(a).all() or not (right is None or np.isfinite(right).all()):
-        out[index] = np.nan
+class _Item:
+    """A matrix, or the product of two, and where its singular values go."""
+
+    def __init__(self, out: np.ndarray, left: np.ndarray, right: np.ndarray | None):
+        self.out, self.left, self.right = out, left, right
+        self.used = left.any(axis=0)
+        self.live = int(self.used.sum())
+
+    def reduced(self) -> np.ndarray | None:
+        """The matrix in double precision without its zero rows and columns; None if not finite."""
+        a, right = self.left, self.right
+        if not np.isfinite(a).all() or not (right is None or np.isfinite(right).all()):
+            return None
+        a = a.astype(np.result_type(a.dtype, np.float64))[:, self.used]
+        if right is not None:
+            right = right[self.used].astype(a.dtype)
+            # The triangle of a tall left factor has the same Gram matrix and fewer rows.
+            if a.shape[0] > 1.3 * a.shape[1]:
+                a = np.asarray(np.linalg.qr(a, mode="r"))
+            a = a @ right
+            a = a[:, a.any(axis=0)]
+        return a[a.any(axis=1)]
+
+
+def _together(items: Sequence[_Item]) -> None:
+    """A few matrices of one dtype by the eigenvalues of their Gram matrices, where accurate."""
+    kept, grams = [], []
+    for item in items:
+        a = item.reduced()
+        if a is None:
+            item.out[:] = np.nan
+        elif a.size:
+            a = a if a.shape[0] <= a.shape[1] else a.conj().T
+            kept.append((item, a))
+            grams.append(a @ a.conj().T)
+    if not kept:
         return
-    single = (
-        a.dtype.itemsize <= np.dtype(np.complex64 if np.iscomplexobj(a) else np.float32).itemsize
-    )
-    a = a.astype(np.result_type(a.dtype, np.float64))
-    used = a.any(axis=0)
-    a = a[:, used]
-    if right is not None:
-        right = right[used].astype(a.dtype)
-        # Q of a tall left factor turns no singular value, so that R alone is left of it.
-        if a.shape[0] > 1.3 * a.shape[1]:
-            a = np.asarray(np.linalg.qr(a, mode="r"))
-        a = a @ right
-        a = a[:, a.any(axis=0)]
-    a = a[a.any(axis=1)]
-    if a.size == 0:
-        return
-    gram = a @ a.conj().T if a.shape[0] <= a.shape[1] else a.conj().T @ a
-    squares = np.linalg.eigvalsh(gram)[::-1]
-    # The error of a square is eps s_max^2, so that of a value is eps s_max^2 / s: too much for
-    # small values in double precision, and for none in single precision.
-    scale = np.abs(a).max()
-    if not (1e-140 < scale < 1e140) or (not single and squares[-1] < 1e-10 * squares[0]):
-        s = np.linalg.svd(a, compute_uv=False)
-    else:
-        s = np.sqrt(np.maximum(squares, 0))
-    out[index, : len(s)] = s
+    again = []
+    squares = np.linalg.eigvalsh(_padded(grams))[:, ::-1]
+    for (item, a), square in zip(kept, squares, strict=True):
+        square = square[: len(a)]
+        # The error of a square is eps s_max^2, so that of a value is eps s_max^2 / s: too much for
+        # small values in double precision, and for none in single precision.
+        single = item.left.dtype.itemsize <= (8 if np.iscomplexobj(a) else 4)
+        scale = np.abs(a).max()
+        if not (1e-140 < scale < 1e140) or (not single and square[-1] < 1e-10 * square[0]):
+            again.append((item, a))
+        else:
+            item.out[: len(a)] = np.sqrt(np.maximum(square, 0))
+    if again:
+        values = np.linalg.svd(_padded([a for _, a in again]), compute_uv=False)
+        for (item, a), s in zip(again, values, strict=True):
+            item.out[: len(a)] = s[: len(a)]
+
+
+def _padded(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Matrices in one stack, with zeros where they are smaller than the largest."""
+    rows, columns = (max(a.shape[k] for a in matrices) for k in range(2))
+    stack = np.zeros((len(matrices), rows, columns), matrices[0].dtype)
+    for padded, a in zip(stack, matrices, strict=True):
+        padded[: a.shape[0], : a.shape[1]] = a
+    return stack
 
 
 def _cores() -> int:

@@ -210,19 +210,19 @@ def hermite_series(phi: Activation, q: ArrayLike, n: int) -> Array:
 
     Args:
         phi: Activation.
-        q: Variance, shape `()`.
-        n: How many, two or more.
+        q: Variance, any shape.
+        n: How many.
 
     Returns:
-        The coefficients, shape `(n,)`.
+        The coefficients, shape `(n, *q.shape)`.
     """
     z, weights = gaussian.quadrature(q, kinks=phi.kinks)
-    weighted = weights * phi(jnp.sqrt(jnp.asarray(q, z.dtype)) * z)
+    weighted = weights * phi(jnp.sqrt(jnp.asarray(q, z.dtype))[..., None] * z)
 
     def next_order(state: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], Array]:
         last, this = state
         new = (z * this - jnp.sqrt(k) * last) / jnp.sqrt(k + 1)
-        return (this, new), jnp.sum(weighted * this)
+        return (this, new), jnp.sum(weighted * this, axis=-1)
 
     start = (jnp.zeros_like(z), jnp.ones_like(z))
     return jax.lax.scan(next_order, start, jnp.arange(n, dtype=z.dtype))[1]

@@ -161,8 +161,8 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
         1.000
     """
     phi = activations.get(phi)
-    solve = jnp.vectorize(lambda w, b: fixed_points.length(phi, w, b))
-    q = solve(*checked(weight_var=weight_var, bias_var=bias_var))
+    variances = checked(weight_var=weight_var, bias_var=bias_var)
+    q = fixed_points.length(phi, *jnp.broadcast_arrays(*variances))
     refuse_missing(
         q,
         (weight_var, bias_var),
@@ -204,8 +204,7 @@ def correlation_fixed_point(
     (keep,) = checked(keep=keep)
     q = fixed_point(phi, weight_var=weight_var / keep, bias_var=bias_var)
     weight_var, bias_var = checked(weight_var=weight_var, bias_var=bias_var)
-    solve = jnp.vectorize(lambda *args: fixed_points.correlation(phi, *args))
-    return solve(q, weight_var, bias_var, keep)
+    return fixed_points.correlation(phi, *jnp.broadcast_arrays(q, weight_var, bias_var, keep))
 
 
 def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> DepthScales:
@@ -234,7 +233,7 @@ def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Dep
     q = fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
     c = correlation_fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
     (weight_var,) = checked(weight_var=weight_var)
-    slope_q = jnp.vectorize(lambda q, w: fixed_points.length_slope(phi, q, w))(q, weight_var)
+    slope_q = fixed_points.length_slope(phi, *jnp.broadcast_arrays(q, weight_var))
     slope_c = weight_var * dual.derivative_kernel(phi, q, q, q * c)
     return DepthScales(_depth_scale(slope_q), _depth_scale(slope_c))
 
@@ -267,8 +266,7 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     Source: Hayou, Doucet and Rousseau (2019).
     """
     phi = activations.get(phi)
-    solve = jnp.vectorize(lambda b: fixed_points.critical(phi, b), signature="()->(),()")
-    weight_var, q = solve(*checked(bias_var=bias_var))
+    weight_var, q = fixed_points.critical(phi, *checked(bias_var=bias_var))
     text = f"{phi.name} has no stable edge of chaos at bias_var = {bias_var}"
     refuse_missing(weight_var, (bias_var,), text)
     return CriticalPoint(weight_var, q)

@@ -46,3 +46,35 @@ def refuse_missing(result: Array, given: tuple[ArrayLike, ...], text: str) -> No
     traced = any(isinstance(x, Tracer) for x in (result, *given))
     if not traced and np.any(np.isnan(result)) and not any(np.any(np.isnan(x)) for x in given):
         raise ValueError(text)
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no positive integer.
+
+    Args:
+        name: What the caller calls it.
+        value: The count.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is below one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; want a positive integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; want a positive integer")
+
+
+def check_choice(name: str, value: str, wanted: tuple[str, ...]) -> None:
+    """Refuse what is not among the names wanted.
+
+    Args:
+        name: What the caller calls it.
+        value: The choice.
+        wanted: All there are.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in wanted:
+        raise ValueError(f"{name} is {value!r}; want one of {', '.join(wanted)}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dltheory.experiment.claims import Claim, table, worst
+from dltheory.experiment.claims import Claim, infinite_width, table, worst
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,18 @@ def test_table_shows_every_number_and_no_markup():
     assert "≥ 3" in text.getvalue()
     assert "spread [bold]of[/bold] s" in text.getvalue()
     assert "fails, as recorded: width [8]" in text.getvalue()
+
+
+def test_the_mean_at_infinite_width_is_covered_by_its_standard_error():
+    rng = np.random.default_rng(0)
+    draw = lambda n, seeds: 2 + 3 / n + rng.normal(size=(seeds, 5000)) / 10
+    mean, allowed = infinite_width({n: draw(n, 4000 // n) for n in (10, 20, 40)})
+    # Four standard errors: unbiased, and of the right size to a few percent.
+    scatter = (mean - 2) / allowed
+    assert abs(scatter.mean()) < 4 * 0.25 / np.sqrt(scatter.size)
+    np.testing.assert_allclose(scatter.std(), 0.25, rtol=0.06)
+
+
+def test_one_width_is_no_extrapolation():
+    with pytest.raises(ValueError, match=r"samples has the widths \[8\], want two or more"):
+        infinite_width({8: np.ones((3, 1))})

@@ -144,6 +144,19 @@ def test_find_kinks_of_random_splines(hundredths, order, size):
         assert found.smoothness == order - 1
 
 
+def test_gates():
+    """Written out, and the mean square of each argument's law by itself."""
+    a, b = jnp.linspace(-2, 2, 5), jnp.array([1.0, -2.0, 3.0, 0.0, 0.5])
+    for name, phi in (("silu", jax.nn.silu), ("sigmoid", jax.nn.sigmoid), ("relu", jax.nn.relu)):
+        np.testing.assert_allclose(activations.gated(name)(a, b), phi(a) * b, rtol=1e-15)
+    x, w = np.polynomial.hermite_e.hermegauss(60)
+    w /= w.sum()
+    first, second = (jnp.asarray(g) for g in np.meshgrid(x, 2 * x, indexing="ij"))
+    square = np.asarray(activations.gated("silu")(first, second)) ** 2
+    one = w @ np.asarray(jax.nn.silu(jnp.asarray(x))) ** 2
+    np.testing.assert_allclose(w @ square @ w, one * 4, rtol=1e-12)
+
+
 def test_get():
     assert activations.get(jnp.tanh) is activations.get("tanh")
     assert activations.get(activations.get("relu")) is activations.get("relu")

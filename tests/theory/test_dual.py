@@ -10,7 +10,7 @@ import pytest
 
 from dltheory.networks import activations
 from dltheory.numerics import gaussian
-from dltheory.theory import dual
+from dltheory.theory import dual, self_normalization
 from tests.facts import FACTS, assert_agrees
 
 QS = jnp.array([0.25, 0.7, 1.0, 2.0, 4.0])
@@ -47,21 +47,6 @@ def gain(name, key):
     return (value - integral(name, "m1") ** 2 * (key == "var_gain")) ** -0.5
 
 
-def selu_jacobian():
-    """Derivative of selu's next mean and variance; weights that sum to zero hide the mean."""
-    selu = activations.get("selu")
-
-    def statistics(nu):
-        mean = gaussian.expectation(selu, nu)
-        return jnp.stack([mean, dual.moment(selu, nu) - mean**2])
-
-    return jnp.stack([jnp.zeros(2), jax.jit(jax.jacfwd(statistics))(1.0)], axis=-1)
-
-
-def selu_scale():
-    return jax.grad(activations.get("selu"))(1.0)
-
-
 # The pattern of an id, and what to call with its groups and the fact's inputs.
 TABLE = [
     (r"act\.(.+)\.(m1|m2|d1|d2|dd2)", integral),
@@ -78,9 +63,12 @@ TABLE = [
     (r"act\.(gelu)\.dual\.general_q", lambda n, q, c: dual.kernel(n, q, q, c)),
     (r"act\.(.+)\.hermite", lambda n, orders: dual.hermite_coefficients(n, orders)),
     (r"act\.selu\.chi", lambda: integral("selu", "d2")),
-    (r"act\.selu\.lambda", selu_scale),
-    (r"act\.selu\.alpha", lambda: activation("selu").lipschitz / selu_scale()),
-    (r"act\.selu\.fixed_point_jacobian", selu_jacobian),
+    (r"act\.selu\.lambda", lambda: self_normalization.self_normalizing("elu").scale),
+    (r"act\.selu\.alpha", lambda: self_normalization.self_normalizing("elu").alpha),
+    (
+        r"act\.selu\.fixed_point_jacobian",
+        lambda: self_normalization.gaussian_fixed_point("selu").jacobian,
+    ),
 ]
 CALLS = {
     i: (call, match.groups())
@@ -184,7 +172,10 @@ def test_jumps_and_kinks_give_infinite_moments():
     for name in ("relu", "step", "hard_tanh", "elu", "relu2", "tanh"):
         phi = activations.get(name)
         assert (dual.curvature_moment(phi) == jnp.inf) == (phi.smoothness < 1), name
-    assert dual.moment(lambda h: jnp.exp(h * h)) == jnp.inf
+    grows = lambda h: jnp.exp(h * h)
+    for measure in (dual.moment, dual.derivative_moment, dual.curvature_moment):
+        assert measure(grows) == jnp.inf
+    assert dual.kernel(grows, 1.0, 1.0, 0.5) == jnp.inf
 
 
 def test_a_bare_callable_is_integrated_with_its_kinks():
@@ -208,4 +199,13 @@ def test_bad_input():
         dual.kernel("tanh", 1.0, 1.0, 1.5)
     with pytest.raises(ValueError, match=r"n must be an integer of one or more; got 0"):
         dual.hermite_coefficients("relu", 0)
+    for measure in (dual.moment, dual.derivative_moment, dual.curvature_moment):
+        with pytest.raises(ValueError, match="must be a number everywhere; it is NaN at -16"):
+            measure(jnp.sqrt)
+        with pytest.raises(TypeError, match="fn must map a scalar to a scalar; it returned"):
+            measure(lambda h: jnp.stack([h, h]))
+        with pytest.raises(TypeError, match=r"fn must return real floating-point .* int64"):
+            measure(lambda h: jnp.sign(h).astype(jnp.int64))
+        with pytest.raises(TypeError, match="it returned complex128"):
+            measure(lambda h: jax.lax.complex(h, h))
     assert jnp.isnan(jax.jit(lambda c: dual.kernel("relu", 1.0, 1.0, c))(1.5))
