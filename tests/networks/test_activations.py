@@ -181,3 +181,10 @@ def test_bad_input():
         activations.get(lambda h: jnp.sign(h).astype(jnp.int64))
     with pytest.raises(TypeError, match="it returned complex128"):
         activations.get(lambda h: jax.lax.complex(h, h))
+
+
+@pytest.mark.parametrize("knee", [-12.0, -2.0, 0.25, 1.0, 2.0, 2.5, 3.0, 4.0, 7.0, 15.0])
+def test_a_kink_is_found_where_the_derivative_at_it_is_that_of_a_tie(knee):
+    assert activations.find_kinks(lambda h: jnp.minimum(h, knee)) == (knee,)
+    assert activations.find_kinks(lambda h: jnp.maximum(h, knee)) == (knee,)
+    assert activations.find_kinks(lambda h: jnp.clip(h, -16.5, knee)) == (knee,)
