@@ -156,26 +156,25 @@ class _Item:
 
 def _together(items: Sequence[_Item]) -> None:
     """A few matrices of one dtype by the eigenvalues of their Gram matrices, where accurate."""
-    kept, grams = [], []
+    kept, grams, again = [], [], []
     for item in items:
         a = item.reduced()
         if a is None:
             item.out[:] = np.nan
         elif a.size:
             a = a if a.shape[0] <= a.shape[1] else a.conj().T
-            kept.append((item, a))
-            grams.append(a @ a.conj().T)
-    if not kept:
-        return
-    again = []
-    squares = np.linalg.eigvalsh(_padded(grams))[:, ::-1]
+            if 1e-140 < np.abs(a).max() < 1e140:
+                kept.append((item, a))
+                grams.append(a @ a.conj().T)
+            else:
+                again.append((item, a))
+    squares = np.linalg.eigvalsh(_padded(grams))[:, ::-1] if kept else ()
     for (item, a), square in zip(kept, squares, strict=True):
         square = square[: len(a)]
         # The error of a square is eps s_max^2, so that of a value is eps s_max^2 / s: too much for
         # small values in double precision, and for none in single precision.
         single = item.left.dtype.itemsize <= (8 if np.iscomplexobj(a) else 4)
-        scale = np.abs(a).max()
-        if not (1e-140 < scale < 1e140) or (not single and square[-1] < 1e-10 * square[0]):
+        if not single and square[-1] < 1e-10 * square[0]:
             again.append((item, a))
         else:
             item.out[: len(a)] = np.sqrt(np.maximum(square, 0))

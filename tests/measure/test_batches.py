@@ -37,8 +37,12 @@ def network(examples=5):
 @pytest.mark.parametrize("batch_size", [2, 5, 99, (3, 2), (5, 1)])
 def test_chunks_of_examples_and_columns_change_nothing(batch_size):
     f, w, x = network()
-    whole = jacobians.layer_spectra(f, w, x)
-    same(jacobians.layer_spectra(f, w, x, batch_size=batch_size), whole)
+    found = jacobians.layer_spectra(f, w, x, batch_size=batch_size)
+    same(found, jacobians.layer_spectra(f, w, x))
+    for example, one in enumerate(x):
+        j = jax.jacrev(lambda x: f(w, x))(one)
+        wanted = np.log(np.linalg.svd(j, compute_uv=False))
+        np.testing.assert_allclose(found.input_to_layer[-1][example], wanted, atol=1e-9)
 
 
 def test_chunks_within_a_trace_change_nothing_and_keep_the_derivative():

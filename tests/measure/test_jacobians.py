@@ -286,6 +286,13 @@ def test_inactive_units_lose_rank_exactly_and_single_precision_neither_underflow
     h = np.maximum(np.asarray(found.local[3][0]), -np.inf)
     assert np.isneginf(h).any()
     assert np.isneginf(last).any()
+    # No product has more rank than the least of its factors, whichever side it is taken from.
+    formed = jacobians.layer_spectra(f, w, x, log_domain=False)
+    ranks = [int(np.isfinite(s[0]).sum()) for s in formed.local]
+    assert any(min(ranks[:end]) < ranks[end] for end in range(1, 200))
+    for end in range(200):
+        assert np.isfinite(formed.input_to_layer[end]).sum() <= min(ranks[: end + 1])
+        assert np.isfinite(formed.layer_to_output[end]).sum() <= min(ranks[end + 1 :], default=6)
     f, w, x = wide(200, 6, jnp.tanh, 0.05)
     found = jacobians.layer_spectra(f, w, x)
     formed = jacobians.layer_spectra(f, w, x, log_domain=False)

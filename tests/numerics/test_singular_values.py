@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from dltheory.numerics.singular_values import singular_values
+from dltheory.numerics.singular_values import on_host, singular_values
 
 KEY = jax.random.key(0)
 
@@ -145,3 +145,55 @@ def test_what_is_no_matrix_of_floats_is_refused():
         singular_values(jnp.eye(3, dtype=int))
     with pytest.raises(ValueError, match=r"a has shape \(3,\); want matrices, \(..., m, n\)"):
         singular_values(jnp.ones(3))
+
+
+# From here on: matrices too large for LAPACK's own loop over a stack, worked a few at a time.
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_large_graded_matrices_keep_their_small_values(scale):
+    values = jnp.logspace(0, -12, 40)
+    a = np.asarray(_with_values(KEY, values, 48, 40))
+    s = on_host([scale * np.stack([a, 2 * a])])[0] / scale
+    for factor, found in zip((1, 2), s, strict=True):
+        assert np.all(np.diff(found) <= 0)
+        assert _ratio(found, factor * np.asarray(values), 48, np.float64) < 30
+        np.testing.assert_allclose(found, factor * np.asarray(values), rtol=1e-2)
+
+
+def test_large_matrices_of_all_shapes_and_ranks_are_worked_together():
+    rng = np.random.default_rng(0)
+    stacks = []
+    for shape in [(3, 40, 50), (2, 50, 40), (5, 64, 64)]:
+        a = rng.normal(size=shape)
+        for one in a[1:]:
+            one[rng.random(shape[1]) < 0.3] = 0
+            one[:, rng.random(shape[2]) < 0.5] = 0
+        stacks.append(a)
+    stacks[2][4] = 0
+    stacks[2][3, 1, 2] = np.nan
+    found = on_host([*stacks, stacks[0].astype(np.float32)])
+    for a, s in zip([*stacks, stacks[0]], found, strict=True):
+        finite = np.isfinite(a).all((1, 2))
+        assert np.isnan(s[~finite]).all()
+        wanted = np.linalg.svd(a[finite], compute_uv=False)
+        eps = np.finfo(s.dtype).eps
+        np.testing.assert_allclose(s[finite], wanted, rtol=0, atol=30 * 64 * eps * wanted.max())
+
+
+@pytest.mark.parametrize("rows", [40, 120])
+def test_a_product_is_worked_by_the_live_part_of_its_left_factor(rows):
+    rng = np.random.default_rng(1)
+    left, right = rng.normal(size=(3, rows, 60)), rng.normal(size=(3, 60, 50))
+    left[:, :, rng.random(60) < 0.5] = 0
+    right[1, 7, 7] = np.inf
+    single = left.astype(np.float32), right.astype(np.float32)
+    for a, b in ((left, right), single):
+        [s] = on_host([a], [b])
+        assert s.dtype == a.dtype
+        assert np.isnan(s[1]).all()
+        for i in (0, 2):
+            wanted = np.linalg.svd(np.float64(a[i]) @ np.float64(b[i]), compute_uv=False)
+            wanted = wanted[: s.shape[-1]]
+            eps = np.finfo(s.dtype).eps
+            np.testing.assert_allclose(s[i], wanted, rtol=0, atol=128 * eps * wanted.max())
