@@ -156,6 +156,8 @@ def answers(function):
 MACHINERY = {
     "dltheory.measure.asymptotics",  # measure.activations
     "dltheory.measure.batches",  # measure.jacobians
+    "dltheory.measure.contractions",  # measure.ntk
+    "dltheory.measure.factored",  # measure.ntk
     "dltheory.measure.passes",  # measure.jacobians and its kin
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians

@@ -2,7 +2,8 @@
 
 - `signal`: lengths, correlations and gradient norms, layer by layer;
 - `jacobians`: Jacobians between layers, per example, and their spectra;
+- `ntk`: the empirical tangent kernel, at the cost of forward and backward passes;
 - `activations`: the facts of any callable; saturation and dead units of a live network.
 """
 
-from . import activations, jacobians, signal  # noqa: F401
+from . import activations, jacobians, ntk, signal  # noqa: F401

@@ -1,12 +1,26 @@
 """What the theory is about: activations, initializers, models, and the layers of any model.
 
 - `activations`: the catalogue, each function with its kinks, range and Lipschitz constant;
-- `initializers`: Gaussian and orthogonal weights by variance;
+- `initializers`: weights by variance, isometric, critical, and for residual branches;
 - `models`: fully connected and residual networks, depth by scan;
 - `functional`: any Flax model as a pure `f(params, x)`;
 - `sites`: the layers of any `f(params, x)`, found in its traced program, and taps on them;
+- `weights`: which of its parameters are kernels, over which axes, and which are biases;
+- `reinitialization`: its parameters drawn anew, by a scheme or from data;
 - `data`: real inputs;
-- `training`: any `optax` transformation within `lax.scan`, vmapped over seeds.
+- `training`: any `optax` transformation within `lax.scan`, vmapped over seeds;
+- `transforms`: clipping of gradients that reports what it did.
 """
 
-from . import activations, data, functional, initializers, models, sites, training  # noqa: F401
+from . import (  # noqa: F401
+    activations,
+    data,
+    functional,
+    initializers,
+    models,
+    reinitialization,
+    sites,
+    training,
+    transforms,
+    weights,
+)

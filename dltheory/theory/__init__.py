@@ -3,15 +3,21 @@
 - `dual`: Gaussian moments, dual kernels and Hermite coefficients of any activation;
 - `self_normalization`: gains, and the Gaussian fixed point that SELU was made for;
 - `mean_field`: lengths, correlations and gradients through depth, and the edge of chaos;
+- `kernels`: NNGP and tangent kernels of wide networks: dense, residual, convolutional;
+- `kernel_regression`: training with a fixed tangent kernel, in closed form;
 - `free_probability`: spectra of Jacobians: variance, moments, edge, density, point masses;
 - `universality`: their limits at infinite depth;
-- `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents.
+- `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents;
+- `clipping`: how often clipping acts on a noisy gradient, its bias and its variance.
 """
 
 from . import (  # noqa: F401
+    clipping,
     dual,
     finite_width,
     free_probability,
+    kernel_regression,
+    kernels,
     mean_field,
     self_normalization,
     universality,
