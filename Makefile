@@ -30,8 +30,8 @@ lint: $(READY)
 # Alone on the machine, some minutes; the full tier is the one that XLA optimizes. Pairs with other
 # packages run where those are installed.
 bench: $(READY)
-	DLTHEORY_TEST_TIER=full OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/bench_*.py -q -p no:xdist --benchmark-only \
-	  --benchmark-columns=min,median,max,rounds --benchmark-group-by=group --benchmark-sort=name \
+	DLTHEORY_TEST_TIER=full OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/bench_*.py -q -p no:xdist -W default \
+	  --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-group-by=group --benchmark-sort=name \
 	  --benchmark-json=.benchmarks.json
 	$(BIN)/python tests/benchmarks/report.py .benchmarks.json docs/benchmarks.md
 

@@ -44,7 +44,7 @@ def gauss_hermite_c_map(phi, q, c):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("how", ["dltheory", "numpy"])
+@pytest.mark.parametrize("how", ["ours", "numpy"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_correlation_map(benchmark, name, how):
     benchmark.group = f"correlation map, 200 x 200 (q, c), {name}, float64"
@@ -56,7 +56,7 @@ def test_correlation_map(benchmark, name, how):
     benchmark.pedantic(run, rounds=4)
 
 
-@pytest.mark.parametrize("how", ["dltheory", "numpy"])
+@pytest.mark.parametrize("how", ["ours", "numpy"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_chi_1(benchmark, name, how):
     benchmark.group = f"chi_1, 1e5 variances, {name}, float64"

@@ -199,7 +199,9 @@ def test_bad_input():
         dual.kernel("tanh", 1.0, 1.0, 1.5)
     with pytest.raises(ValueError, match=r"n must be an integer of one or more; got 0"):
         dual.hermite_coefficients("relu", 0)
-    for measure in (dual.moment, dual.derivative_moment, dual.curvature_moment):
+    two = [lambda phi, f=f: f(phi, 1.0, 1.0, 0.5) for f in (dual.kernel, dual.derivative_kernel)]
+    series = lambda phi: dual.hermite_coefficients(phi, 3)
+    for measure in (dual.moment, dual.derivative_moment, dual.curvature_moment, *two, series):
         with pytest.raises(ValueError, match="must be a number everywhere; it is NaN at -16"):
             measure(jnp.sqrt)
         with pytest.raises(TypeError, match="fn must map a scalar to a scalar; it returned"):
