@@ -4,7 +4,7 @@ Paper    Poole et al. (2016) and Schoenholz et al. (2017): chi_1 = sigma_w^2 E p
          squared singular value of a layer's Jacobian and the growth of squared gradients, and its
          value 1 is the edge of chaos. Pennington, Schoenholz and Ganguli (2017): there, orthogonal
          weights keep the whole spectrum near one where Gaussian weights cannot.
-Run      dltheory run jacobians_through_depth                 (2 to 3 minutes on two cores)
+Run      dltheory run jacobians_through_depth                 (over a minute on two cores)
          dltheory run jacobians_through_depth --profile full  (not timed)
 Expect   Every layer's mean squared singular value within four standard errors plus c/width of
          chi_1; fluctuations over seeds that fall as width^-1/2; at depth 20 near the edge of chaos
