@@ -1,6 +1,8 @@
 # One command each. Every target sets up .venv from the locked, hashed requirements by itself.
 PYTHON ?= python3.11
 VENV := .venv
+# Processes that compute experiments; a cell takes one core, most of it to compile, and up to 1 GiB.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -10,7 +12,7 @@ PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .PHONY: figures test test-full check lint bench docs lock clean
 
 figures: $(READY)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/dltheory run --all --profile quick --results results
+	OPENBLAS_NUM_THREADS=1 $(BIN)/dltheory run --all --profile quick --results results --workers $(WORKERS)
 	$(BIN)/dltheory figures --results results --out figures
 	$(BIN)/dltheory claims --results results
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dltheory.experiment import cli
+from dltheory.experiment import cli, execute
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,7 +114,7 @@ def test_every_example_of_a_module_runs(path):
 
 def test_the_experiment_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     """The commands that the page names on the file that it shows, for one of its two widths."""
-    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    monkeypatch.setattr(execute, "keep_compilations", lambda: None)
     monkeypatch.chdir(tmp_path)
     for verb in ("run", "figures", "claims"):
         capsys.readouterr()

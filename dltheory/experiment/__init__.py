@@ -2,6 +2,7 @@
 
 - `sweep`: what an experiment computes, one pure trial over cells x grid x seeds;
 - `execute`: sweeps on the local device;
+- `workers`: cells over processes of this machine, or over others;
 - `store`: results on disk, written whole or not at all;
 - `claims`: predicted, measured, tolerance, verdict;
 - `figures`: theory as lines, measurement as bands, the same bytes every time;
@@ -9,4 +10,4 @@
 - `cli`: the command line.
 """
 
-from . import catalogue, claims, cli, execute, figures, store, sweep  # noqa: F401
+from . import catalogue, claims, cli, execute, figures, store, sweep, workers  # noqa: F401

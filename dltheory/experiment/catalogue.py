@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from dltheory.experiment import execute, store
 from dltheory.experiment.sweep import Sweep
@@ -32,17 +32,38 @@ class UsageError(ValueError):
     """A command that cannot be carried out as it was typed."""
 
 
+class Request(NamedTuple):
+    """Which experiment, and how it is configured: all that another process needs to load it.
+
+    Attributes:
+        path: Its file.
+        profile: `"quick"` or `"full"`.
+        root: Folder of all results.
+        seeds: Number of seeds of every sweep; its own if None.
+        flags: Fields of the experiment's `Config`, as words of a command line. A flag whose field
+            is an axis of a sweep replaces the axis by the one value given.
+    """
+
+    path: Path
+    profile: str
+    root: Path
+    seeds: int | None = None
+    flags: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """An experiment's file, loaded and configured.
 
     Attributes:
+        request: What it was loaded by.
         name: The file's stem.
         module: The file as a module.
         sweeps: Its sweeps.
         root: Folder of its results.
     """
 
+    request: Request
     name: str
     module: ModuleType
     sweeps: tuple[Sweep, ...]
@@ -111,19 +132,11 @@ def find(target: str | None) -> list[Path]:
     return found
 
 
-def load(
-    path: Path, *, profile: str, root: Path, seeds: int | None = None, flags: Sequence[str] = ()
-) -> Experiment:
+def load(request: Request) -> Experiment:
     """Load an experiment's file and configure its sweeps.
 
-    A flag whose field is an axis of a sweep replaces the axis by the one value given.
-
     Args:
-        path: The file.
-        profile: `"quick"` or `"full"`.
-        root: Folder of all results.
-        seeds: Number of seeds of every sweep; its own if None.
-        flags: Fields of the experiment's `Config`, as words of a command line.
+        request: The file and the configuration.
 
     Returns:
         The `Experiment`.
@@ -132,6 +145,7 @@ def load(
         UsageError: If the file is no experiment, or its configuration is refused.
         SystemExit: With code 2 if a flag is refused, 0 after `--help`.
     """
+    path, profile, root, seeds, flags = request
     try:
         name = store.check_name(path.stem, "experiment")
     except ValueError as error:
@@ -151,7 +165,7 @@ def load(
         raise UsageError(f"{name}: {error}") from error
     if not sweeps or len({sweep.name for sweep in sweeps}) < len(sweeps):
         raise UsageError(f"{path} has sweeps {[s.name for s in sweeps]}, want distinct names")
-    return Experiment(name, module, tuple(sweeps), root / name / profile)
+    return Experiment(request, name, module, tuple(sweeps), root / name / profile)
 
 
 def _import(path: Path) -> ModuleType:

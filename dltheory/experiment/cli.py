@@ -3,16 +3,16 @@
 import argparse
 import contextlib
 import math
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
-import jax
-
-from dltheory.experiment import catalogue, claims, execute, figures, store
-from dltheory.experiment.catalogue import Experiment, UsageError
+from dltheory.experiment import catalogue, claims, execute, figures, store, workers
+from dltheory.experiment.catalogue import Experiment, Request, UsageError
 from dltheory.experiment.sweep import Sweep
 
 USAGE = """\
@@ -24,7 +24,7 @@ dltheory status [NAME|PATH]           say which results are there
 
 All but list take --profile quick|full, --results DIR, --seeds N and, for one experiment, the
 fields of its Config: `dltheory run NAME --help` lists them. The results of a run are found again
-by the same flags.
+by the same flags. run takes --workers N too: N processes, a cell each.
 
 Exit code: 0 if all is well and every verdict is as recorded, 1 if not, 2 for a wrong command."""
 
@@ -76,6 +76,8 @@ def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experi
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds of every sweep")
     if verb == "figures":
         parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
+    if verb == "run":
+        parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes")
     if "-h" in words or "--help" in words:
         parser.print_help()
         if target is None:
@@ -90,13 +92,7 @@ def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experi
     if target is None and flags:
         raise UsageError(f"{' '.join(flags)}: the fields of a Config need one experiment, by NAME")
     return options, [
-        catalogue.load(
-            path,
-            profile=options.profile,
-            root=options.results,
-            seeds=options.seeds,
-            flags=flags,
-        )
+        catalogue.load(Request(path, options.profile, options.results, options.seeds, tuple(flags)))
         for path in paths
     ]
 
@@ -108,8 +104,9 @@ def _list() -> int:
 
 
 def _run(experiments: list[Experiment], options: argparse.Namespace) -> int:
-    del options
-    _cache_compilations()
+    if options.workers > 1:
+        return _run_on_processes(experiments, options.workers)
+    execute.keep_compilations()
     for experiment in experiments:
         clock = time.perf_counter()
         with _progress(experiment) as report:
@@ -118,12 +115,52 @@ def _run(experiments: list[Experiment], options: argparse.Namespace) -> int:
                 for sweep in experiment.sweeps
             ]
         computed, present = (sum(counts) for counts in zip(*tallies, strict=True))
-        print(
-            f"{experiment.name}: {computed} cells computed, {present} already there, "
-            f"{time.perf_counter() - clock:.1f} s, in {experiment.root}",
-            flush=True,
-        )
+        _print_done(experiment, computed, present, time.perf_counter() - clock)
     return 0
+
+
+def _run_on_processes(experiments: list[Experiment], count: int) -> int:
+    """Spread the cells of all experiments over processes, and report each experiment's end."""
+    clock = time.perf_counter()
+    left = {e.request: len(workers.tasks([e])) for e in experiments}
+    written = dict.fromkeys(left, 0)
+
+    def report(task: workers.Task, new: bool) -> None:
+        left[task.request] -= 1
+        written[task.request] += new
+        if not left[task.request]:
+            [experiment] = [e for e in experiments if e.request == task.request]
+            computed, cells = written[task.request], len(workers.tasks([experiment]))
+            _print_done(experiment, computed, cells - computed, time.perf_counter() - clock)
+
+    # Forked, a process would inherit XLA's threads without the locks that they hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context) as executor:
+        try:
+            workers.run(workers.tasks(experiments), executor, report=report)
+        except BrokenExecutor:
+            print(
+                "dltheory: a worker died, killed from outside or for want of memory; the same "
+                "command computes what is absent",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
+
+
+def _print_done(experiment: Experiment, computed: int, present: int, seconds: float) -> None:
+    print(
+        f"{experiment.name}: {computed} cells computed, {present} already there, "
+        f"{seconds:.1f} s, in {experiment.root}",
+        flush=True,
+    )
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is given, want at least 1")
+    return number
 
 
 def _figures(experiments: list[Experiment], options: argparse.Namespace) -> int:
@@ -162,15 +199,6 @@ def _status(experiments: list[Experiment], options: argparse.Namespace) -> int:
             line = f"{experiment.name}/{sweep.name}: {count - len(absent)} of {count} cells"
             print(line + (f", absent: {', '.join(absent)}" if absent else ""))
     return 0
-
-
-def _cache_compilations() -> None:
-    """Keep compiled programs between processes, where the user has not said otherwise."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "dltheory" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 _Report = Callable[[str, int], None]

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import operator
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -96,36 +97,64 @@ def run(sweep: Sweep, root: Path, *, report: Callable[[str, int], None] | None =
     Raises:
         ResultError: If a result is damaged, or was computed with another configuration.
     """
-    store.make_folder(Path(root) / sweep.name)  # Where it cannot be, say so before the work.
-    computed = 0
-    for cell in sweep.split():
-        folder = _folder(sweep, cell, root)
-        count = math.prod(sweep.shape)
-        if folder.exists():
-            _read(sweep, cell, root)
-            if report is not None:
-                report(cell.name, count)
-            continue
-        started, clock = datetime.now(UTC), time.perf_counter()
-        arrays, chunk = evaluate(
-            sweep, cell, report=report and functools.partial(report, cell.name)
-        )
-        identity = sweep.identity(cell)
-        manifest = {
-            **identity,
-            "config_hash": store.fingerprint(identity),
-            "chunk": chunk,
-            "memory": sweep.memory,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock, 3),
-            "environment": provenance.environment(_source(sweep.trial)),
-        }
-        try:
-            store.save(folder, arrays, manifest)
-            computed += 1
-        except FileExistsError:
-            _read(sweep, cell, root)  # Another process was faster; the same cell is as good.
-    return Tally(computed, len(sweep.split()) - computed)
+    written = [
+        compute(sweep, cell, root, report=report and functools.partial(report, cell.name))
+        for cell in sweep.split()
+    ]
+    return Tally(sum(written), len(written) - sum(written))
+
+
+def compute(
+    sweep: Sweep, cell: Cell, root: Path, *, report: Callable[[int], None] | None = None
+) -> bool:
+    """Compute one cell and write it, if it is absent from disk.
+
+    Args:
+        sweep: The sweep.
+        cell: One of `sweep.split()`.
+        root: Folder; the result is `root/<sweep>/<cell>`.
+        report: Called with the number of points done.
+
+    Returns:
+        Whether this call wrote the result.
+
+    Raises:
+        ResultError: If the result on disk is damaged, or was computed with another configuration.
+    """
+    folder = _folder(sweep, cell, root)
+    if folder.exists():
+        _read(sweep, cell, root)
+        if report is not None:
+            report(math.prod(sweep.shape))
+        return False
+    store.make_folder(folder.parent)  # Where it cannot be, say so before the work.
+    started, clock = datetime.now(UTC), time.perf_counter()
+    arrays, chunk = evaluate(sweep, cell, report=report)
+    identity = sweep.identity(cell)
+    manifest = {
+        **identity,
+        "config_hash": store.fingerprint(identity),
+        "chunk": chunk,
+        "memory": sweep.memory,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 3),
+        "environment": provenance.environment(_source(sweep.trial)),
+    }
+    try:
+        store.save(folder, arrays, manifest)
+    except FileExistsError:
+        _read(sweep, cell, root)  # Another process was faster; the same cell is as good.
+        return False
+    return True
+
+
+def keep_compilations() -> None:
+    """Keep compiled programs between processes, in the user's cache unless JAX was told where."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "dltheory" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def load(sweep: Sweep, root: Path) -> list[Result]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dltheory.experiment import catalogue, cli, store
+from dltheory.experiment import catalogue, cli, execute, store
 
 FILE = Path(__file__).with_name("linear_spectrum.py")
 
@@ -21,7 +21,7 @@ def results(tmp_path_factory):
     """The results of one quick run."""
     root = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_cache_compilations", lambda: None)
+        patch.setattr(execute, "keep_compilations", lambda: None)
         assert cli.main(["run", str(FILE), "--results", str(root), "--seeds", "20"]) == 0
     return root
 
@@ -30,7 +30,7 @@ def results(tmp_path_factory):
 def call(results, monkeypatch, capsys, tmp_path):
     """Run a command in an empty folder: the exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_cache_compilations", lambda: None)
+    monkeypatch.setattr(execute, "keep_compilations", lambda: None)
 
     def run(verb, *words, on=FILE):
         target = [] if on is None else [str(on)]
