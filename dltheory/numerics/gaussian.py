@@ -28,8 +28,8 @@ from dltheory.numerics import gaussian_axis
 from dltheory.numerics.gaussian_axis import Grade
 
 _RULE = np.polynomial.legendre.leggauss(16)
-_GENTLE = Grade(steepness=2.5, end=15.0, step=0.11, panels=3, order=13)
-_STEEP = Grade(steepness=1000.0, end=20.0, step=0.125, panels=7, order=14)
+_GENTLE = Grade(steepness=2.5, step=0.095, nodes=38, panels=3, order=13)
+_NODES = 88  # of the trapezoidal rule where it is steeper
 _BLOCK = 1024  # points whose arrays fit into the caches
 
 
@@ -122,7 +122,8 @@ def pair_expectation(
         NaN at a node, infinite where the product outgrows the density. In float64 the error is
         below 1e-12 of the root mean squares, at every variance up to 1e4, for functions whose
         features of scale one lie near the origin. A function that oscillates or grows
-        exponentially on a scale of one keeps eleven digits at a variance of 4 and seven at 9.
+        exponentially on a scale of one is resolved as well up to a variance of 36, and keeps
+        six digits at 64.
         Derivatives are NaN at correlations of plus or minus one.
 
     Raises:
@@ -318,11 +319,16 @@ def _plane(
         return _resolved(product, points, even, grade, (alpha, beta, sign, std1, std2))
 
     # Most variances are gentle, and then fewer nodes do. Under vmap both sums are done.
-    gentle = jnp.all(~(jnp.maximum(std1, std2) > _GENTLE.steepness))
+    largest = jnp.max(jnp.maximum(std1, std2))
+    # The nodes reach 20 deviations; up to a steepness of 6 they resolve sines of scale one too.
+    steepness = jnp.clip(largest, 6, 1000)
+    step = jnp.arcsinh(10 * steepness) / (_NODES - 1)
+    steep = Grade(steepness, step, _NODES, panels=7, order=14)
+    gentle = ~(largest > _GENTLE.steepness)
     if isinstance(gentle, Tracer):
-        value = jax.lax.cond(gentle, partial(total, _GENTLE), partial(total, _STEEP))
+        value = jax.lax.cond(gentle, partial(total, _GENTLE), partial(total, steep))
     else:
-        value = total(_GENTLE if gentle else _STEEP)
+        value = total(_GENTLE if gentle else steep)
 
     rim, none = jnp.full_like(rho, gaussian_axis.end(rho.dtype)), jnp.zeros_like(rho)
     rays = [product(s * p, s * d) for p, d in ((rim, none), (none, rim)) for s in (1, -1)]

@@ -17,16 +17,16 @@ class Grade(NamedTuple):
     """How finely an axis is resolved.
 
     Attributes:
-        steepness: Inverse of the smallest width that is resolved.
-        end: Where the axis ends, in standard deviations.
-        step: Step of the trapezoidal rule.
+        steepness: Inverse of the smallest width that is resolved; it may be traced.
+        step: Step of the trapezoidal rule; it may be traced.
+        nodes: Number of nodes of the trapezoidal rule on half of an axis.
         panels: Number of panels on half of an axis, where there are cuts.
         order: Order of the rule of one panel.
     """
 
-    steepness: float
-    end: float
-    step: float
+    steepness: float | Array
+    step: float | Array
+    nodes: int
     panels: int
     order: int
 
@@ -71,9 +71,9 @@ def axis(
         return jnp.sqrt(width * width + jnp.square(sech * shift))
 
     if cuts is None:
-        last = np.arcsinh(grade.end * grade.steepness / 2)
-        t = grade.step * np.arange(last / grade.step + 1)
-        steps = np.where(t == 0, grade.step / 2, grade.step)
+        step = jnp.asarray(grade.step, dtype)
+        count = jnp.arange(grade.nodes, dtype=dtype)
+        t, steps = step * count, jnp.where(count == 0, step / 2, step)
 
         def trapezoidal(item: tuple[Array, ...]) -> tuple[Array, Array]:
             sinh, sech, step = item
@@ -83,9 +83,7 @@ def axis(
             nodes = jnp.stack([p] if half else [p, -p])
             return nodes, jnp.broadcast_to(step * slope * density(p), nodes.shape)
 
-        return tuple(
-            jnp.asarray(a, dtype) for a in (np.sinh(t), 1 / np.cosh(t), steps)
-        ), trapezoidal
+        return (jnp.sinh(t), 1 / jnp.cosh(t), steps), trapezoidal
 
     last = jnp.arcsinh(_CUT_END / width)
     edges = [jnp.zeros_like(width)]

@@ -46,6 +46,20 @@ def test_sites_values_and_output_are_those_of_the_table(case):
         np.testing.assert_allclose(compiled, y, rtol=0, atol=allowed)
 
 
+@pytest.mark.parametrize("case", parameters([case for case in kinds() if case.scanned]))
+def test_run_one_operation_at_a_time_the_values_inside_scans_are_exact(case):
+    f, params, x = case.build()
+    program = sites.trace(f, params, x)
+    with jax.disable_jit():
+        y, (eager, values), wanted = f(params, x), program.run(params, x), case.expected(params, x)
+    np.testing.assert_array_equal(eager, y)
+    # Its norm calls jnp.var, a compiled function, which the traced program holds as it is.
+    allowed = 1e-15 if case.name == "dltheory_residual" else 0
+    for site, layer in sites.expand(program.layers):
+        value = values[layer.text][site.index or ()]
+        np.testing.assert_allclose(value, wanted[str(site)], rtol=0, atol=allowed)
+
+
 def test_values_are_one_array_a_site():
     f, params, x = deep_scan(3, 2)
     values = sites.values(f, params, x)
