@@ -1,5 +1,6 @@
 r"""Scales that keep a signal as it is: gains, and the fixed points of mean and variance."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -108,20 +109,27 @@ def gaussian_fixed_point(phi: Phi, *, weight_var: ArrayLike = 1.0) -> FixedPoint
         return mean, dual.moment(phi, weight_var * var) - mean**2
 
     linearized = lambda var: jax.jvp(layer, (var,), (jnp.ones_like(var),))
-    eps = jnp.finfo(weight_var.dtype).eps
-
-    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        count, var, _ = state
-        (_, value), (_, slope) = linearized(var)
-        change = (value - var) / (1 - slope)
-        return count + 1, var + change, jnp.abs(change) > 8 * eps * var
-
-    start = jnp.zeros((), int), jnp.ones_like(weight_var), jnp.full_like(weight_var, True, bool)
-    count, var, _ = jax.lax.while_loop(lambda s: s[2] & (s[0] < 64), step, start)
-    var = jnp.where((count < 64) & (var > 0), var, jnp.nan)
+    gap = lambda var: layer(var)[1] - var
+    divide = lambda linear, size: size / linear(jnp.ones_like(size))
+    var = jax.lax.custom_root(gap, jnp.ones_like(weight_var), _newton, divide)
     (mean, _), slopes = linearized(var)
     jacobian = jnp.stack([jnp.zeros(2, var.dtype), jnp.stack(slopes)], axis=-1)
     return FixedPoint(mean, var, jacobian, jnp.abs(slopes[1]) < 1)
+
+
+def _newton(gap: Callable[[Array], Array], start: Array) -> Array:
+    """The root that Newton's method finds from `start`; NaN if it finds none above zero."""
+    eps = jnp.finfo(start.dtype).eps
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, var, _ = state
+        value, slope = jax.jvp(gap, (var,), (jnp.ones_like(var),))
+        change = -value / slope
+        return count + 1, var + change, jnp.abs(change) > 8 * eps * var
+
+    first = jnp.zeros((), int), start, jnp.full_like(start, True, bool)
+    count, var, _ = jax.lax.while_loop(lambda s: s[2] & (s[0] < 64), step, first)
+    return jnp.where((count < 64) & (var > 0), var, jnp.nan)
 
 
 def self_normalizing(phi: Phi) -> SelfNormalizing:

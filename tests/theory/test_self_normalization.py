@@ -60,3 +60,13 @@ def test_the_fixed_point_is_where_iteration_leads():
 def test_no_fixed_point_is_nan():
     assert jnp.isnan(self_normalization.gaussian_fixed_point("relu2", weight_var=0.0).var)
     assert jnp.isnan(self_normalization.gaussian_fixed_point("identity").var)
+
+
+def test_the_fixed_point_is_differentiable_in_both_modes():
+    var = lambda weight_var: (
+        self_normalization.gaussian_fixed_point("selu", weight_var=weight_var).var
+    )
+    h = 1e-4
+    wanted = (var(1.0 + h) - var(1.0 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(var)(1.0), wanted, rtol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(var)(1.0), wanted, rtol=1e-6)
