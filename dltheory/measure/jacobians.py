@@ -210,8 +210,8 @@ def layer_spectra(
 
     Ranks lost through inactive units give exactly `-inf`. A value `s` of a formed matrix is right
     to `n * eps * s_max / s`, and those below `n * eps` of the largest are rounding; where a cut has
-    such values, the product of its local Jacobians is taken in the log domain, in float64, which
-    resolves them at any depth.
+    such values, products of the local Jacobians are taken in the log domain, in float64, which
+    resolves them at any depth: for that cut, and for all that are not right to nine digits.
 
     Args:
         f: `f(params, x) -> y`.

@@ -2,7 +2,8 @@
 
 A value below `n * eps` of the largest in its formed matrix is rounding. Where that happens to the
 Jacobian of a cut with respect to the input, or of the output with respect to a cut, the product of
-the local Jacobians is taken in the log domain instead, which resolves every value.
+the local Jacobians is taken in the log domain instead, which resolves every value. As it comes
+with all cuts at once, it then serves all those whose formed matrix is not right to nine digits.
 """
 
 import math
@@ -22,6 +23,7 @@ from dltheory.networks.sites import Site
 from dltheory.numerics import log_spectrum
 from dltheory.numerics.singular_values import in_turn, on_host
 
+_ACCURATE = 1e-9
 # Products of this many multiplications in the log domain take half a minute on two cores.
 _AFFORDABLE = 1e9
 
@@ -223,11 +225,12 @@ def _cut(kinds, where: Sequence[Place]) -> Kinds:
 
 def _replaced(values: Values, factors: Sequence[Any], order: Sequence[int]) -> Values:
     """Spectra that are not resolved replaced by those of the factored products."""
-    todo = [n for n in order if not values.resolved[n].all()]
+    todo = {n for n in order if not values.resolved[n].all()}
     if not todo or not all(np.isfinite(f).all() for f in factors):
         return values
     xp = jnp if isinstance(factors[0], Array) else np
     width = max(max(f.shape[-2:]) for f in factors)
+    todo |= {n for n in order if not _accurate(values.log_values[n], width)}
     # Outside of any trace float64 is at hand, whatever the default precision.
     with jax.enable_x64(True):
         padded = [
@@ -246,6 +249,12 @@ def _replaced(values: Values, factors: Sequence[Any], order: Sequence[int]) -> V
                 logs[n] = found.log_values[:, step, :count].astype(dtype)
                 resolved[n] = found.resolved[:, step, :count]
     return Values(logs, resolved)
+
+
+def _accurate(logs: Any, width: int) -> bool:
+    """Whether rounding in a formed matrix, `eps` of its largest value, leaves all values right."""
+    floor = logs[..., :1] + math.log(width * float(jnp.finfo(logs.dtype).eps) / _ACCURATE)
+    return bool((np.isneginf(logs) | (logs > floor)).all())
 
 
 _prefixes = jax.jit(log_spectrum.prefix_log_spectra)

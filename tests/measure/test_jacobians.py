@@ -13,7 +13,7 @@ from dltheory.networks import sites
 from dltheory.networks.sites import SiteError
 from dltheory.numerics import spectra
 from tests.model_table import CASES, deep_linen_scan, deep_scan, kinds, parameters
-from tests.tier import FULL
+from tests.tier import FULL, cases
 
 table = pytest.mark.parametrize("case", parameters(kinds()))
 
@@ -129,6 +129,19 @@ def test_a_thousand_layers_compile_into_one_loop_each(build):
     found = jacobians.layer_spectra(f, params, x)
     assert len(found.sites) == 1000
     assert all(s.shape[0] == x.shape[0] for s in found.local)
+
+
+def test_ten_thousand_layers_lose_no_singular_value():
+    """A thousand in the quick tier; the determinants multiply, whatever the range of floats."""
+    depth = cases(10_000)
+    f, params, x = deep_scan(depth, 32)
+    found = jacobians.layer_spectra(f, params, x[:1])
+    assert len(found.sites) == depth
+    assert all(np.isfinite(spectrum).all() for part in found[1:4] for spectrum in part)
+    assert found.input_to_layer[-1].min() < -2 * depth * np.log(2)
+    volumes = np.cumsum([spectrum.sum() for spectrum in found.local])
+    through = [spectrum.sum() for spectrum in found.input_to_layer]
+    np.testing.assert_allclose(through, volumes, rtol=1e-11, atol=1e-9)
 
 
 def test_a_second_call_neither_traces_nor_compiles():
