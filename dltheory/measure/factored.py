@@ -277,7 +277,9 @@ def _factored_inner(first: tuple[Array, Array], second: tuple[Array, Array]) -> 
         return total + _slice_inner(*parts), None
 
     parts = [jnp.moveaxis(a, 2, 0) for a in (*first, *second)]
-    shape = jax.eval_shape(_slice_inner, *(a[0] for a in parts))
+    # From the shapes alone: a scan of length zero has no first slice.
+    slices = (jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in parts)
+    shape = jax.eval_shape(_slice_inner, *slices)
     return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tuple(parts))[0]
 
 

@@ -158,6 +158,12 @@ def recurrent(p, x):
     return h @ p["W"][:, 4:]
 
 
+def test_a_stack_of_no_layers_adds_nothing():
+    f = lambda w, x: jax.lax.scan(lambda h, u: (jnp.tanh(h @ u), None), x @ w["V"], w["U"])[0]
+    w = {"V": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3))), "U": jnp.ones((0, 3, 3))}
+    assert_explicit(f, w, jnp.asarray(np.random.default_rng(1).normal(size=(2, 4))))
+
+
 def test_recurrent_weights():
     params = {"W": normal(0, 4, 7), "U": normal(1, 4, 4), "V": normal(2, 4, 4)}
     x = normal(3, 3, 4)
