@@ -5,7 +5,7 @@ Paper    Hanin and Nica (2020), Products of many large random matrices and gradi
          N(-beta/2, beta), beta = 5 L / n. Layer by layer it is a sum of independent logarithms of
          chi-squared variables with a binomial number of degrees of freedom, whose mean and
          variance are exact at every width.
-Run      dltheory run relu_lognormal_gradients
+Run      dltheory run relu_lognormal_gradients                 (ten seconds on two cores)
          dltheory run relu_lognormal_gradients --profile full  (not timed)
 Expect   Mean and variance within four standard errors of the digamma sums at every depth; the
          asymptotic -2.5 L/n and 5 L/n are off by a share of order 1/n, which is seen at n = 8. The
