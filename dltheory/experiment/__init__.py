@@ -5,9 +5,10 @@
 - `workers`: cells over processes of this machine, or over others;
 - `store`: results on disk, written whole or not at all;
 - `claims`: predicted, measured, tolerance, verdict;
+- `report`: theory beside one network's measurement, with a z-score for each layer;
 - `figures`: theory as lines, measurement as bands, the same bytes every time;
 - `catalogue`: experiments as files, found by name;
 - `cli`: the command line.
 """
 
-from . import catalogue, claims, cli, execute, figures, store, sweep, workers  # noqa: F401
+from . import catalogue, claims, cli, execute, figures, report, store, sweep, workers  # noqa: F401

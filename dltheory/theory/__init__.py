@@ -8,6 +8,7 @@
 - `free_probability`: spectra of Jacobians: variance, moments, edge, density, point masses;
 - `universality`: their limits at infinite depth;
 - `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents;
+- `fluctuations`: bias and fluctuation of lengths, correlations and gradients at finite width;
 - `clipping`: how often clipping acts on a noisy gradient, its bias and its variance.
 """
 
@@ -15,6 +16,7 @@ from . import (  # noqa: F401
     clipping,
     dual,
     finite_width,
+    fluctuations,
     free_probability,
     kernel_regression,
     kernels,
