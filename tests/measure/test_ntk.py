@@ -9,7 +9,6 @@ import pytest
 
 from dltheory.measure import factored, ntk
 from dltheory.networks.sites import SiteError
-from dltheory.numerics import scaling
 from dltheory.theory import kernels
 from tests.model_table import CASES, parameters
 from tests.tier import FULL
@@ -246,7 +245,7 @@ def test_fluctuates_about_theory_as_the_root_of_width():
     x = jnp.asarray([[1.0, 0.5, -0.3], [0.2, -1.0, 0.8]])
     variances = {"weight_var": 2.0, "bias_var": 0.1}
     wanted = kernels.nngp_ntk("relu", *kernels.first_layer(x, **variances), depth=2, **variances)
-    widths, seeds = (12, 36, 108), 300
+    widths, seeds = ((12, 36, 108), 300) if FULL else ((24, 96), 200)
 
     def spread(width):
         def one(key):
@@ -260,8 +259,9 @@ def test_fluctuates_about_theory_as_the_root_of_width():
         assert np.all(np.abs(bias) < 4 * noise + 3 * wanted.ntk / width)
         return float(jnp.sqrt(jnp.mean((error / wanted.ntk[None]) ** 2)))
 
-    law = scaling.power_law(jnp.asarray(widths, float), jnp.asarray([spread(w) for w in widths]))
-    assert abs(law.exponent + 0.5) < 0.08
+    exponent = np.polyfit(np.log(widths), np.log([spread(width) for width in widths]), 1)[0]
+    # Four standard errors of a root mean square over so many seeds.
+    assert abs(exponent + 0.5) < (0.08 if FULL else 0.2)
 
 
 @pytest.mark.parametrize(
