@@ -12,6 +12,7 @@ from dltheory.networks import activations
 from dltheory.numerics import gaussian
 from dltheory.theory import dual, self_normalization
 from tests.facts import FACTS, assert_agrees
+from tests.tier import FULL
 
 QS = jnp.array([0.25, 0.7, 1.0, 2.0, 4.0])
 RHOS = jnp.array([-1.0, -0.3, 0.0, 0.5, 0.9, 1.0])
@@ -139,7 +140,7 @@ def test_closed_forms_equal_quadrature(name):
     )
 
 
-@pytest.mark.parametrize("name", ["relu", "hard_tanh"])
+@pytest.mark.parametrize("name", ["relu", *["hard_tanh"] * FULL])
 def test_the_kernel_is_differentiable_up_to_correlation_one(name):
     """Its slope at one is the mean square of the derivative; inside, finite differences."""
     kernel = jax.jit(lambda q1, q2, cov: dual.kernel(name, q1, q2, cov))
