@@ -84,6 +84,8 @@ def clip_by_value(max_value: ArrayLike) -> optax.GradientTransformation:
         >>> updates, state = clip.update(g, clip.init(g))
         >>> print(updates, state.rate)
         [ 0.5 -1. ] 0.5
+
+    Source: Mikolov (2012), Statistical language models based on neural networks.
     """
     _check_threshold("max_value", max_value)
 

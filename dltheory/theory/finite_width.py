@@ -169,6 +169,8 @@ def relu_death_probability(width: int, depth: int) -> Array:
         >>> from dltheory.theory import finite_width
         >>> print(f"{finite_width.relu_death_probability(5, 100):.4f}")
         0.9582
+
+    Source: Rister and Rubin (2017); Lu, Shin, Su and Karniadakis (2020).
     """
     check_count("width", width)
     check_count("depth", depth)
