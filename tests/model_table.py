@@ -19,7 +19,6 @@ CASES: list[Case] = [*linen_models.CASES, *nnx_models.CASES, *plain_models.CASES
 
 # One of each kind, for what costs seconds a case: the quick tier's share of the table.
 _KINDS = (
-    "linen_residual",
     "linen_cnn",
     "linen_batch_norm_train",
     "nnx_mlp",

@@ -14,7 +14,7 @@ from dltheory.measure import activations
 from dltheory.measure.activations import Line
 from dltheory.networks import activations as catalogue
 from dltheory.networks import sites
-from tests.tier import cases
+from tests.tier import FULL, cases
 
 # What interval arithmetic cannot close over all floats: h times what cancels to rounding, and
 # limits approached as 1 / h.
@@ -37,7 +37,7 @@ def profile(name):
     return activations.profile(catalogue.get(name))
 
 
-@pytest.mark.parametrize("name", catalogue.names())
+@pytest.mark.parametrize("name", catalogue.names()[2 * (1 - FULL) :: 1 if FULL else 3])
 def test_the_profile_rediscovers_the_catalogue(name):
     known = catalogue.get(name)
     found = profile(name)
@@ -133,7 +133,7 @@ def spline(rng):
     return fn, kinks, degree, (low, high), np.abs(slopes).max(), min(slopes) >= 0
 
 
-@pytest.mark.parametrize("seed", range(cases(200)))
+@pytest.mark.parametrize("seed", range(200 if FULL else 8))
 def test_the_profile_of_random_piecewise_polynomials(seed):
     fn, kinks, degree, extent, lipschitz, monotone = spline(np.random.default_rng(seed))
     found = activations.profile(fn)
