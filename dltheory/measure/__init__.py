@@ -4,6 +4,8 @@
 - `jacobians`: Jacobians between layers, per example, and their spectra;
 - `ntk`: the empirical tangent kernel, at the cost of forward and backward passes;
 - `activations`: the facts of any callable; saturation and dead units of a live network.
+- `convolution`: spectra of convolutional layers, and what units of any network see;
+- `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
 """
 
-from . import activations, jacobians, ntk, signal  # noqa: F401
+from . import activations, convolution, convolution_matrix, jacobians, ntk, signal  # noqa: F401

@@ -3,6 +3,7 @@
 - `activations`: the catalogue, each function with its kinks, range and Lipschitz constant;
 - `initializers`: weights by variance, isometric, critical, and for residual branches;
 - `models`: fully connected and residual networks, depth by scan;
+- `pooling`: anti-aliased pooling;
 - `functional`: any Flax model as a pure `f(params, x)`;
 - `sites`: the layers of any `f(params, x)`, found in its traced program, and taps on them;
 - `weights`: which of its parameters are kernels, over which axes, and which are biases;
@@ -18,6 +19,7 @@ from . import (  # noqa: F401
     functional,
     initializers,
     models,
+    pooling,
     reinitialization,
     sites,
     training,

@@ -1,5 +1,6 @@
 """The NamedTuples that theory and measurement both return, so that a comparison is one call."""
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -63,3 +64,20 @@ class Bracket(NamedTuple):
 
     lower: Array | np.floating
     upper: Array | np.floating
+
+
+class ReceptiveField(NamedTuple):
+    """What a unit sees of the input, along one axis.
+
+    The unit at position `i` sees the pixels from `i * stride - padding` on, `size` of them.
+
+    Attributes:
+        size: Pixels from the first to the last one that is seen.
+        stride: Pixels between the fields of neighbouring units; zero where all see the same, a
+            fraction where units are denser than pixels.
+        padding: How far the field of the first unit begins before the first pixel.
+    """
+
+    size: int
+    stride: int | Fraction
+    padding: int

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
@@ -116,10 +116,19 @@ def on_host(
     # about one size are padded the least.
     items.sort(key=lambda item: (item.left.dtype.char, item.live))
     jobs += [functools.partial(_together, items[i : i + 4]) for i in range(0, len(items), 4)]
+    on_all_cores(jobs)
+    return found
+
+
+def on_all_cores(jobs: Sequence[Callable[[], object]]) -> None:
+    """Run NumPy jobs on all cores, each with one BLAS thread, and wait for them.
+
+    Args:
+        jobs: What to call.
+    """
     with _blas().limit(limits=1), ThreadPoolExecutor(_cores()) as pool:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
-    return found
 
 
 def _many(out: np.ndarray, stack: np.ndarray, part: np.ndarray) -> None:

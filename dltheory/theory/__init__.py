@@ -10,10 +10,14 @@
 - `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents;
 - `fluctuations`: bias and fluctuation of lengths, correlations and gradients at finite width;
 - `clipping`: how often clipping acts on a noisy gradient, its bias and its variance.
+- `convolution`: receptive fields, borders, pooling, and signals by spatial frequency;
+- `architectures`: VGG, ResNet, AlexNet and MobileNet as lists of layers;
 """
 
 from . import (  # noqa: F401
+    architectures,
     clipping,
+    convolution,
     dual,
     finite_width,
     fluctuations,
