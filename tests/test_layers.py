@@ -154,10 +154,12 @@ def answers(function):
 
 # Modules that no user calls: the inner parts of the one named beside each.
 MACHINERY = {
+    "dltheory.measure.arguments",  # measure.backprop
     "dltheory.measure.asymptotics",  # measure.activations
     "dltheory.measure.batches",  # measure.jacobians
     "dltheory.measure.contractions",  # measure.ntk
     "dltheory.measure.factored",  # measure.ntk
+    "dltheory.measure.gradient_check",  # measure.backprop
     "dltheory.measure.passes",  # measure.jacobians and its kin
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians

@@ -3,9 +3,22 @@
 - `signal`: lengths, correlations and gradient norms, layer by layer;
 - `jacobians`: Jacobians between layers, per example, and their spectra;
 - `ntk`: the empirical tangent kernel, at the cost of forward and backward passes;
+- `backprop`: deltas, the chain rule by hand, the gradient check, cost;
+- `chain_rule`: layers with their derivatives written out;
+- `curvature`: the Hessian and the Gauss-Newton matrix: extreme values, trace, density;
 - `activations`: the facts of any callable; saturation and dead units of a live network.
 - `convolution`: spectra of convolutional layers, and what units of any network see;
 - `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
 """
 
-from . import activations, convolution, convolution_matrix, jacobians, ntk, signal  # noqa: F401
+from . import (  # noqa: F401
+    activations,
+    backprop,
+    chain_rule,
+    convolution,
+    convolution_matrix,
+    curvature,
+    jacobians,
+    ntk,
+    signal,
+)

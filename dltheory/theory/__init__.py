@@ -10,12 +10,16 @@
 - `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents;
 - `fluctuations`: bias and fluctuation of lengths, correlations and gradients at finite width;
 - `clipping`: how often clipping acts on a noisy gradient, its bias and its variance.
+- `backprop`: what gradients cost, how exact differences can be, checkpointing, linear dynamics;
+- `training_dynamics`: deep linear networks, quadratic losses, feedback alignment;
+- `layer_jacobians`: spectra of the Jacobians of softmax and layer normalization;
 - `convolution`: receptive fields, borders, pooling, and signals by spatial frequency;
 - `architectures`: VGG, ResNet, AlexNet and MobileNet as lists of layers;
 """
 
 from . import (  # noqa: F401
     architectures,
+    backprop,
     clipping,
     convolution,
     dual,
@@ -24,7 +28,9 @@ from . import (  # noqa: F401
     free_probability,
     kernel_regression,
     kernels,
+    layer_jacobians,
     mean_field,
     self_normalization,
+    training_dynamics,
     universality,
 )
