@@ -172,6 +172,7 @@ MACHINERY = {
     "dltheory.numerics.gaussian_axis",  # numerics.gaussian
     "dltheory.theory.fixed_points",  # theory.mean_field
     "dltheory.theory.slope_law",  # theory.free_probability
+    "dltheory.theory.spectral_curve",  # theory.free_probability
 }
 
 

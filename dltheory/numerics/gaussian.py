@@ -275,11 +275,11 @@ def _line(std: Array, points: tuple[float, ...]) -> tuple[Array, Array, float]:
     grid = np.asarray(gaussian_axis.mirrored(half_line))
     moving = [k for k in points if k != 0]  # zero is an edge of the grid
     if moving:
-        edges = [jnp.full_like(std, edge) for edge in grid]
+        edges = jnp.stack([jnp.full_like(std, edge) for edge in grid])
         for k in moving:
             edges = gaussian_axis.insert(edges, gaussian_axis.in_deviations(k, std))
         middle, half = (
-            jnp.moveaxis(a, 0, -1)[..., 0, :, None] for a in gaussian_axis.panels(jnp.stack(edges))
+            jnp.moveaxis(a, 0, -1)[..., 0, :, None] for a in gaussian_axis.panels(edges)
         )
     else:
         shape = (1,) * (std.ndim - 1) + (-1, 1)

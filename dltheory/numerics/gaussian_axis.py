@@ -90,10 +90,10 @@ def axis(
     for k in range(1, grade.panels + 1):
         t = last * (k / grade.panels)
         edges.append(jnp.minimum(jnp.sinh(t) * root(1 / jnp.cosh(t)), _CUT_END))
-    edges = edges if half else mirrored(edges)
+    edges = jnp.stack(edges if half else mirrored(edges))
     for cut in cuts:
         edges = insert(edges, cut)
-    middle, radius = panels(jnp.stack(edges))
+    middle, radius = panels(edges)
 
     def gaussian(item: tuple[Array, ...]) -> tuple[Array, Array]:
         x, weight = item
@@ -116,14 +116,12 @@ def mirrored(edges: list) -> list:
     return [*(-edge for edge in edges[:0:-1]), *edges]
 
 
-def insert(edges: list[Array], cut: Array) -> list[Array]:
-    """Insert `cut` into sorted edges, clipped to their range."""
-    cut = jnp.clip(cut, edges[0], edges[-1])
+def insert(edges: Array, cut: Array) -> Array:
+    """Insert `cut` into edges that are sorted along the first axis, clipped to their range."""
+    cut = jnp.clip(cut, edges[0], edges[-1])[None]
+    below, above = (jnp.concatenate(a) for a in ((edges[:1], edges), (edges, edges[-1:])))
     # Not by maximum and minimum: at a tie they would give each side half of the derivative.
-    return [
-        jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
-        for below, above in zip([edges[0], *edges], [*edges, edges[-1]], strict=True)
-    ]
+    return jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
 
 
 def panels(edges: Array) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 - `dual`: Gaussian moments, dual kernels and Hermite coefficients of any activation;
 - `self_normalization`: gains, and the Gaussian fixed point that SELU was made for;
 - `mean_field`: lengths, correlations and gradients through depth, and the edge of chaos;
+- `shattering`: how alike the gradients at two inputs are, and the rates of independent gates;
 - `kernels`: NNGP and tangent kernels of wide networks: dense, residual, convolutional;
 - `kernel_regression`: training with a fixed tangent kernel, in closed form;
 - `free_probability`: spectra of Jacobians: variance, moments, edge, density, point masses;
@@ -31,6 +32,7 @@ from . import (  # noqa: F401
     layer_jacobians,
     mean_field,
     self_normalization,
+    shattering,
     training_dynamics,
     universality,
 )

@@ -8,12 +8,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from dltheory.networks.activations import Activation
 from dltheory.theory import dual
+from dltheory.theory.parameters import refuse_missing
 
 _ORDERS = 32
+_STABLE = 1 + 1e-7  # the largest slope that counts as stable
 
 
 def length(phi: Activation, weight_var: Array, bias_var: Array) -> Array:
@@ -40,7 +44,9 @@ def length(phi: Activation, weight_var: Array, bias_var: Array) -> Array:
 
     # An integral has no derivative at variance zero; at a tiny one it has, and is as good.
     gap = lambda q: weight_var * dual.moment(phi, q + 1e-20) + bias_var - q
-    root = _bracketed_root(gap, grid[last], grid[last + 1])
+    root = _bracketed_root(
+        gap, (grid[last], grid[last + 1]), (_at(gaps, last), _at(gaps, last + 1))
+    )
 
     at_zero = weight_var * jnp.square(phi(jnp.zeros((), root.dtype))) + bias_var == 0
     zero = at_zero & ~alive[..., 0] & jnp.any(jnp.abs(gaps) > along(noise), axis=-1)
@@ -118,36 +124,127 @@ def critical(phi: Activation, bias_var: Array) -> tuple[Array, Array]:
     if phi.smoothness == -1:  # chi_1 is infinite
         return nothing, nothing
 
-    # On the line chi_1 = 1 the length determines the weight variance and the bias variance.
-    rise = lambda q: dual.moment(phi, q) / dual.derivative_moment(phi, q) - q
-    stable = lambda q: length_slope(phi, q, 1 / dual.derivative_moment(phi, q)) <= 1 + 1e-7
-    grid = _grid(bias_var.dtype)
+    grid = _critical_grid(bias_var.dtype)
     along = lambda a: a.reshape(*(1,) * bias_var.ndim, -1)
-    noise = 8 * jnp.finfo(grid.dtype).eps * grid
-    positive = bias_var[..., None] + along(rise(grid)) > along(noise)
-    crosses = (positive[..., :-1] != positive[..., 1:]) & along(stable(grid)[1:])
+    _, rises, slopes = _line(phi, grid)
+    gaps = bias_var[..., None] + along(rises)
+    positive = gaps > along(8 * jnp.finfo(grid.dtype).eps * grid)
+    crosses = (positive[..., :-1] != positive[..., 1:]) & along(slopes[1:] <= _STABLE)
     last = _last(crosses)
-    falls = jnp.take_along_axis(positive, last[..., None], axis=-1)[..., 0]
-    sign = jnp.where(falls, 1, -1).astype(bias_var.dtype)
-    gap = lambda q: sign * (bias_var + rise(q))
-    root = _bracketed_root(gap, grid[last], grid[last + 1])
+    low, high = _at(gaps, last), _at(gaps, last + 1)
+    sign = jnp.where(low > high, 1, -1).astype(bias_var.dtype)
+    gap = lambda q: sign * (bias_var + dual.moment(phi, q) / dual.derivative_moment(phi, q) - q)
+    root = _bracketed_root(gap, (grid[last], grid[last + 1]), (sign * low, sign * high))
 
     # Without bias the length zero is critical if lengths close to it are drawn to it.
-    small = jnp.full_like(root, 1e-4)
-    zero = (bias_var == 0) & (phi(jnp.zeros((), root.dtype)) == 0) & stable(small)
-    q = jnp.where(zero, 0, jnp.nan)
-    q = jnp.where(jnp.any(crosses, axis=-1) & stable(root), root, q)
-    return 1 / dual.derivative_moment(phi, q), q
+    lengths = jnp.stack([root, jnp.zeros_like(root), jnp.full_like(root, 1e-4)])
+    weight_var, _, slopes = _line(phi, lengths)
+    regular = jnp.any(crosses, axis=-1) & (slopes[0] <= _STABLE)
+    zero = (bias_var == 0) & (phi(jnp.zeros((), root.dtype)) == 0) & (slopes[2] <= _STABLE)
+    choose = lambda a, b: jnp.where(regular, a, jnp.where(zero, b, jnp.nan))
+    return choose(weight_var[0], weight_var[1]), choose(root, 0)
 
 
-def _grid(dtype: jnp.dtype) -> Array:
+def refuse_unfixed(phi: Activation, q: Array, weight_var: ArrayLike, bias_var: ArrayLike) -> None:
+    """Raise where there is no stable length, unless something is traced.
+
+    Args:
+        phi: Activation.
+        q: What `length` found.
+        weight_var: Weight variance that it was given.
+        bias_var: Bias variance that it was given.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    refuse_missing(
+        q,
+        (weight_var, bias_var),
+        f"{phi.name} has no stable fixed point of the length at weight_var = {weight_var} and "
+        f"bias_var = {bias_var}: q grows without bound or every q is fixed; lower weight_var",
+    )
+
+
+def refuse_uncritical(phi: Activation, weight_var: Array, bias_var: ArrayLike) -> None:
+    """Raise where there is no stable edge of chaos, and say why, unless something is traced.
+
+    Args:
+        phi: Activation.
+        weight_var: What `critical` found.
+        bias_var: Bias variance that it was given.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    text = f"{phi.name} has no stable edge of chaos at bias_var = {bias_var}"
+    try:
+        refuse_missing(weight_var, (bias_var,), text)
+    except ValueError:
+        raise ValueError(f"{text}: {_why_not_critical(phi)}") from None
+
+
+def _why_not_critical(phi: Activation) -> str:
+    if phi.smoothness == -1:
+        return "it jumps, and chi_1 is infinite at every weight_var"
+    if phi.homogeneous == 1:
+        return "where chi_1 is one, each layer adds bias_var to the length; want bias_var = 0"
+    grid = _critical_grid(jnp.result_type(float))
+    _, rises, slopes = (np.asarray(a) for a in _line(phi, grid))
+    if np.all(rises > 0):
+        return "where chi_1 is one, lengths grow without bound at every bias_var"
+    # Above the last unstable length all are stable, and the first needs the least bias.
+    last = int(np.flatnonzero(np.append(True, slopes > 1.0001))[-1]) - 1
+    if last == grid.size - 1:
+        return "where chi_1 is one, fixed lengths are unstable (dq'/dq > 1) at every bias_var"
+    near = jnp.linspace(grid[max(last, 0)], grid[min(last + 3, grid.size - 1)], 2049)
+    _, close, slopes = (np.asarray(a) for a in _line(phi, near))
+    low, high = abs(max(-close[slopes <= _STABLE].max(), 0)), -rises[last + 1 :].min()
+    return (
+        f"where chi_1 is one, fixed lengths are unstable (dq'/dq > 1) or above {grid[-1]:.0e}; "
+        f"want bias_var between {low:.4g} and {high:.4g}"
+    )
+
+
+def depth_scale(slope: Array) -> Array:
+    """-1 / log of a slope's size, infinite where it is one but for rounding.
+
+    Args:
+        slope: Slope of a map at its fixed point, any shape.
+
+    Returns:
+        The scale, of that shape.
+    """
+    size = jnp.abs(slope)
+    one = jnp.abs(size - 1) <= 32 * jnp.finfo(size.dtype).eps
+    return 1 / jnp.log(1 / jnp.where(one, 1, size))
+
+
+def _line(phi: Activation, q: Array) -> tuple[Array, Array, Array]:
+    """Where chi_1 is one: weight variance, minus the bias variance, slope of the length map."""
+    weight_var = 1 / dual.derivative_moment(phi, q)
+    shift = jnp.where(q == 0, 1e-20, 0).astype(q.dtype)  # see `length`
+    moment, slope = _value_and_slope(lambda q: dual.moment(phi, q + shift), q)
+    return weight_var, weight_var * moment - q, weight_var * slope
+
+
+def _critical_grid(dtype: jnp.dtype) -> Array:
+    """In float32 the moments of large lengths are not exact enough for their difference."""
+    return _grid(dtype, 6 if jnp.finfo(dtype).eps < 1e-12 else 3)
+
+
+def _grid(dtype: jnp.dtype, highest: int = 6) -> Array:
     """Lengths between which roots are looked for, up to where the integrals are exact."""
-    return jnp.logspace(-10, 6, 641, dtype=dtype)
+    return jnp.logspace(-10, highest, 40 * (10 + highest) + 1, dtype=dtype)
 
 
 def _last(marked: Array) -> Array:
     """Index of the last mark along the last axis."""
     return marked.shape[-1] - 1 - jnp.argmax(jnp.flip(marked, axis=-1), axis=-1)
+
+
+def _at(values: Array, index: Array) -> Array:
+    """The value at an index along the last axis."""
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 
 def _value_and_slope(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -158,26 +255,39 @@ def _divide(linear: Callable[[Array], Array], y: Array) -> Array:
     return y / linear(jnp.ones_like(y))
 
 
-def _bracketed_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """The root of `f`, positive at `low` and not at `high`: Newton's method, else bisection."""
-    eps = jnp.finfo(low.dtype).eps
+def _bracketed_root(
+    f: Callable[[Array], Array], ends: tuple[Array, Array], values: tuple[Array, Array]
+) -> Array:
+    """The root of `f`, positive at the first end and not at the second, by the Illinois rule."""
+    eps = jnp.finfo(ends[0].dtype).eps
 
     def solve(f: Callable[[Array], Array], start: Array) -> Array:
         def step(state: tuple) -> tuple:
-            count, low, high, x, going = state
-            value, slope = _value_and_slope(f, x)
-            low, high = jnp.where(value > 0, x, low), jnp.where(value > 0, high, x)
-            newton = x - value / slope
-            new = jnp.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-            going &= jnp.abs(value) > 4 * eps * jnp.abs(x)
-            new = jnp.where(going, new, x)
-            return count + 1, low, high, new, going & (jnp.abs(new - x) > 4 * eps * jnp.abs(x))
+            count, low, high, below, above, x, rose, going = state
+            chord = (low * above - high * below) / (above - below)
+            inside = (chord > low) & (chord < high)
+            new = jnp.where(inside, chord, (low + high) / 2)
+            value = f(new)
+            rises = value > 0
+            again = rises == rose  # the other end stays: its value is halved
+            going &= (jnp.abs(value) > 4 * eps * new) & (high - low > 4 * eps * new)
+            return (
+                count + 1,
+                jnp.where(rises, new, low),
+                jnp.where(rises, high, new),
+                jnp.where(rises, value, jnp.where(again, below / 2, below)),
+                jnp.where(rises, jnp.where(again, above / 2, above), value),
+                jnp.where(state[-1], new, x),
+                rises,
+                going,
+            )
 
-        state = (0, low, high, start, jnp.full(start.shape, True))
-        more = lambda state: jnp.any(state[4]) & (state[0] < 64)
-        return jax.lax.while_loop(more, step, state)[3]
+        going = jnp.full(start.shape, True)
+        state = (0, *ends, *values, start, going, going)
+        more = lambda state: jnp.any(state[-1]) & (state[0] < 64)
+        return jax.lax.while_loop(more, step, state)[5]
 
-    return jax.lax.custom_root(f, (low + high) / 2, solve, _divide)
+    return jax.lax.custom_root(f, (ends[0] + ends[1]) / 2, solve, _divide)
 
 
 def _climb(f: Callable[[Array], Array], start: Array, done: Array) -> Array:

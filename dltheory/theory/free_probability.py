@@ -33,7 +33,7 @@ from dltheory.networks import activations
 from dltheory.networks.activations import Activation
 from dltheory.numerics import gaussian
 from dltheory.numerics.results import Density
-from dltheory.theory import dual, slope_law
+from dltheory.theory import dual, slope_law, spectral_curve
 from dltheory.theory.dual import Phi
 from dltheory.theory.parameters import check_choice, check_count, checked
 
@@ -187,14 +187,11 @@ def squared_edge(
     """
     phi, is_gaussian, q, weight_var = _given(phi, q, depth, weight_var, ensemble)
 
-    def log_edge(q: Array, variance: Array) -> Array:
+    def log_edge(q: Array) -> Array:
         law = slope_law.of(phi, q)
-        log_mean = depth * jnp.log(law.mean)
-        return slope_law.edge(law, depth, is_gaussian, variance)[1] + log_mean
+        return spectral_curve.edge(law, depth, is_gaussian)[1] + depth * jnp.log(law.mean)
 
-    at = {"q": q, "depth": depth, "weight_var": jnp.ones_like(q), "ensemble": ensemble}
-    variance = jax.lax.stop_gradient(jacobian_variance(phi, **at))
-    found = jnp.exp(jnp.vectorize(log_edge)(q, variance)) * weight_var**depth
+    found = jnp.exp(jnp.vectorize(log_edge)(q)) * weight_var**depth
     unbounded = phi.lipschitz is not None and math.isinf(phi.lipschitz)
     return jnp.where(jnp.isnan(found), jnp.nan, jnp.inf) if unbounded else found
 
@@ -242,7 +239,7 @@ def squared_density(
         >>> print(f"{found.support[0]:.2f} {found.support[-1]:.2f}")
         0.00 4.00
     """
-    return slope_law.density(_curve(phi, q, depth, weight_var, ensemble, points))
+    return spectral_curve.density(_curve(phi, q, depth, weight_var, ensemble, points))
 
 
 def squared_cdf(
@@ -342,15 +339,14 @@ def squared_atoms(
 
 def _curve(
     phi: Phi, q: ArrayLike, depth: int, weight_var: ArrayLike, ensemble: str, points: int
-) -> slope_law.Curve:
+) -> spectral_curve.Curve:
     phi, is_gaussian, q, weight_var = _given(phi, q, depth, weight_var, ensemble)
     check_count("points", points)
     law = slope_law.of(phi, q)
-    at = {"q": q, "depth": depth, "weight_var": jnp.ones_like(q), "ensemble": ensemble}
-    highest, _ = slope_law.edge(law, depth, is_gaussian, jacobian_variance(phi, **at))
-    spectrum = slope_law.product(law, depth, is_gaussian)
+    highest, _ = spectral_curve.edge(law, depth, is_gaussian)
+    spectrum = spectral_curve.product(law, depth, is_gaussian)
     log_mean = depth * jnp.log(law.mean * weight_var)
-    return slope_law.curve(spectrum, highest, log_mean, points)
+    return spectral_curve.curve(spectrum, highest, log_mean, points)
 
 
 def _given(

@@ -1,10 +1,9 @@
 r"""Mean-field theory of wide random networks: how lengths, correlations and gradients propagate.
 
-Weights are :math:`\mathcal{N}(0, \sigma_w^2 / n)` with :math:`\sigma_w^2` the `weight_var`, and
-biases :math:`\mathcal{N}(0, \sigma_b^2)` with :math:`\sigma_b^2` the `bias_var`. At infinite width
-the pre-activations of a layer are Gaussian with variance `q`, and those of two inputs have
-correlation `c`. Dropout keeps each unit with probability `keep` and divides by `keep`, with
-independent masks for the two inputs.
+Weights are :math:`\mathcal{N}(0, \sigma_w^2 / n)` with :math:`\sigma_w^2` the `weight_var`, biases
+:math:`\mathcal{N}(0, \sigma_b^2)` with :math:`\sigma_b^2` the `bias_var`. At infinite width the
+pre-activations are Gaussian of variance `q`, those of two inputs of correlation `c`. Dropout keeps
+a unit with probability `keep` and divides by `keep`, with independent masks for the two inputs.
 
 Sources: Poole et al. (2016), Schoenholz et al. (2017), Hayou, Doucet and Rousseau (2019).
 """
@@ -21,7 +20,7 @@ from dltheory.numerics import gaussian
 from dltheory.numerics.results import Moments
 from dltheory.theory import dual, fixed_points
 from dltheory.theory.dual import Phi
-from dltheory.theory.parameters import checked, refuse_missing
+from dltheory.theory.parameters import check_count, checked
 
 
 class DepthScales(NamedTuple):
@@ -109,9 +108,8 @@ def c_map(
             (0, 1] (under tracing the result is NaN instead).
     """
     length = q_map(phi, q, weight_var=weight_var, bias_var=bias_var, keep=keep)
-    weight_var, bias_var, q, c = (
-        jnp.asarray(a, length.dtype) for a in (weight_var, bias_var, q, c)
-    )
+    given = (weight_var, bias_var, q, c)
+    weight_var, bias_var, q, c = (jnp.asarray(a, length.dtype) for a in given)
     return (weight_var * dual.kernel(phi, q, q, q * c) + bias_var) / length
 
 
@@ -163,12 +161,7 @@ def fixed_point(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Arra
     phi = activations.get(phi)
     variances = checked(weight_var=weight_var, bias_var=bias_var)
     q = fixed_points.length(phi, *jnp.broadcast_arrays(*variances))
-    refuse_missing(
-        q,
-        (weight_var, bias_var),
-        f"{phi.name} has no stable fixed point of the length at weight_var = {weight_var} and "
-        f"bias_var = {bias_var}: q grows without bound or every q is fixed; lower weight_var",
-    )
+    fixed_points.refuse_unfixed(phi, q, weight_var, bias_var)
     return q
 
 
@@ -177,9 +170,8 @@ def correlation_fixed_point(
 ) -> Array:
     r"""The stable fixed point of the correlation map, at the fixed point of the length.
 
-    The map is a power series with non-negative coefficients, hence convex. Without dropout one is
-    fixed, and is the stable point (returned exactly) if and only if :math:`\chi_1 \le 1`. Else
-    the stable one is another, in [0, 1).
+    The map is convex. Without dropout one is fixed, and is the stable point (returned exactly) if
+    and only if :math:`\chi_1 \le 1`. Else the stable one is another, in [0, 1).
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -207,11 +199,13 @@ def correlation_fixed_point(
     return fixed_points.correlation(phi, *jnp.broadcast_arrays(q, weight_var, bias_var, keep))
 
 
-def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> DepthScales:
+def depth_scales(
+    phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike, keep: ArrayLike = 1.0
+) -> DepthScales:
     r"""Depth scales of length and correlation at the stable fixed point.
 
     .. math::
-        \xi_q^{-1} = -\log\left|\sigma_w^2\,
+        \xi_q^{-1} = -\log\left|\frac{\sigma_w^2}{p}\,
             \mathbb{E}\left[\phi'(h)^2 + \phi(h)\phi''(h)\right]\right|, \qquad
         \xi_c^{-1} = -\log\left(\sigma_w^2\,\mathbb{E}\,\phi'(u)\phi'(v)\right)
 
@@ -219,23 +213,24 @@ def depth_scales(phi: Phi, *, weight_var: ArrayLike, bias_var: ArrayLike) -> Dep
         phi: Activation, its name, or a scalar callable.
         weight_var: Weight variance times fan-in, any shape.
         bias_var: Bias variance, of the same shape or a scalar.
+        keep: Probability p that dropout keeps a unit, of the same shape or a scalar.
 
     Returns:
         Both scales; infinite where a slope is one.
 
     Raises:
-        ValueError: If there is no stable fixed point or a variance is negative (under tracing
-            the result is NaN instead).
+        ValueError: If there is no stable fixed point or an argument is out of range (under
+            tracing the result is NaN instead).
 
     Source: Schoenholz et al. (2017).
     """
     phi = activations.get(phi)
-    q = fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
-    c = correlation_fixed_point(phi, weight_var=weight_var, bias_var=bias_var)
-    (weight_var,) = checked(weight_var=weight_var)
-    slope_q = fixed_points.length_slope(phi, *jnp.broadcast_arrays(q, weight_var))
+    c = correlation_fixed_point(phi, weight_var=weight_var, bias_var=bias_var, keep=keep)
+    weight_var, bias_var, keep = checked(weight_var=weight_var, bias_var=bias_var, keep=keep)
+    q = fixed_point(phi, weight_var=weight_var / keep, bias_var=bias_var)
+    slope_q = fixed_points.length_slope(phi, *jnp.broadcast_arrays(q, weight_var / keep))
     slope_c = weight_var * dual.derivative_kernel(phi, q, q, q * c)
-    return DepthScales(_depth_scale(slope_q), _depth_scale(slope_c))
+    return DepthScales(fixed_points.depth_scale(slope_q), fixed_points.depth_scale(slope_c))
 
 
 def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
@@ -244,8 +239,8 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     .. math:: \sigma_w^2\,\mathbb{E}\,\phi'(h)^2 = 1, \qquad
         q = \sigma_w^2\,\mathbb{E}\,\phi(h)^2 + \sigma_b^2
 
-    Of several solutions it is the one of the largest stable length. Smooth functions that are not
-    odd, such as GELU, have none below a smallest `bias_var`.
+    Of several solutions it is the one of the largest stable length up to 1e6 (1e3 in float32).
+    GELU and its kin have none below a smallest `bias_var`, softplus has none at any.
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -255,8 +250,8 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
         The weight variance and the length; the length is NaN where every length is fixed.
 
     Raises:
-        ValueError: If there is no stable critical point or `bias_var` is negative (under
-            tracing both results are NaN instead).
+        ValueError: If there is no stable critical point (it says why) or `bias_var` is negative
+            (under tracing both results are NaN instead).
 
     Example:
         >>> from dltheory.theory import mean_field
@@ -267,8 +262,7 @@ def edge_of_chaos(phi: Phi, *, bias_var: ArrayLike) -> CriticalPoint:
     """
     phi = activations.get(phi)
     weight_var, q = fixed_points.critical(phi, *checked(bias_var=bias_var))
-    text = f"{phi.name} has no stable edge of chaos at bias_var = {bias_var}"
-    refuse_missing(weight_var, (bias_var,), text)
+    fixed_points.refuse_uncritical(phi, weight_var, bias_var)
     return CriticalPoint(weight_var, q)
 
 
@@ -295,19 +289,19 @@ def propagate(
         `q`, `c` and `chi_1`, each of shape `(depth,)`; index 0 is the first layer.
 
     Raises:
+        TypeError: If `depth` is not an integer.
         ValueError: If an argument is out of range (under tracing the result is NaN instead).
     """
     phi = activations.get(phi)
-    if depth < 1:
-        raise ValueError(f"depth must be one or more; got {depth}")
+    check_count("depth", depth)
     weight_var, bias_var = checked(weight_var=weight_var, bias_var=bias_var)
-    variances = {"weight_var": weight_var, "bias_var": bias_var}
 
     def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Moments]:
         q, c = state
         out = Moments(q, c, chi_1(phi, q, weight_var=weight_var))
-        c = jnp.clip(c_map(phi, c, q=q, **variances), -1, 1)
-        return (q_map(phi, q, **variances), c), out
+        c = c_map(phi, c, q=q, weight_var=weight_var, bias_var=bias_var)
+        q = q_map(phi, q, weight_var=weight_var, bias_var=bias_var)
+        return (q, jnp.clip(c, -1, 1)), out
 
     q0, c0 = (jnp.asarray(a, weight_var.dtype) for a in (q0, c0))
     return jax.lax.scan(layer, (q0, c0), length=depth)[1]
@@ -345,7 +339,8 @@ def batch_norm_growth(phi: Phi, *, batch: float = jnp.inf) -> Array:
         \frac{1}{B - 3}\left[\frac{B - 1 + J'(c)}{1 - J(c)} - 1\right],\;
         c = \frac{-1}{B - 1}
 
-    with J the dual kernel relative to its value at one, for `phi` homogeneous of degree one.
+    with J the dual kernel relative to its value at one, for `phi` homogeneous of degree one. Then
+    it is exact at every batch size above 3; its fluctuations have a variance above 5 only.
 
     Args:
         phi: Activation, its name, or a scalar callable.
@@ -367,32 +362,39 @@ def batch_norm_growth(phi: Phi, *, batch: float = jnp.inf) -> Array:
     if batch <= 3:
         raise ValueError(f"batch must be above 3, where the mean gradient is finite; got {batch}")
     if phi.homogeneous != 1:
-        raise ValueError(
-            f"a finite batch needs an activation that is homogeneous of degree one, such as relu; "
-            f"got {phi.name}. Want batch = inf"
-        )
+        text = "a finite batch needs an activation that is homogeneous of degree one, such as relu"
+        raise ValueError(f"{text}; got {phi.name}. Want batch = inf")
     c = -1 / (batch - 1)
     scale = dual.moment(phi)
     value, slope = (k(phi, 1.0, 1.0, c) / scale for k in (dual.kernel, dual.derivative_kernel))
     return ((batch - 1 + slope) / (1 - value) - 1) / (batch - 3)
 
 
-def layer_norm_growth(phi: Phi) -> Array:
-    r"""Growth of squared gradients over a layer with layer normalisation before `phi`.
+def layer_norm_growth(
+    phi: Phi, *, weight_var: ArrayLike = 1.0, bias_var: ArrayLike = 0.0, post: bool = False
+) -> Array:
+    r"""Growth of squared gradients over a layer with layer normalisation before or after `phi`.
 
-    .. math:: \frac{\mathbb{E}\,\phi'(z)^2}{\mathbb{E}\,\phi(z)^2}
+    .. math::
+        \frac{\sigma_w^2\,\mathbb{E}\,\phi'(z)^2}{\sigma_w^2\,\mathbb{E}\,\phi(z)^2 + \sigma_b^2}
+        \; \text{(before)}, \quad
+        \frac{\sigma_w^2\,\mathbb{E}\,\phi'(h)^2}{\operatorname{Var} \phi(h)},\;
+        h \sim \mathcal{N}(0, \sigma_w^2 + \sigma_b^2) \; \text{(after)}
 
     Args:
         phi: Activation, its name, or a scalar callable.
+        weight_var: Weight variance times fan-in, shape `()`.
+        bias_var: Bias variance, shape `()`.
+        post: Whether the activations are normalised, and not the pre-activations.
 
     Returns:
         The growth factor at infinite width, shape `()`.
+
+    Raises:
+        ValueError: If a variance is negative (under tracing the result is NaN instead).
     """
-    return dual.derivative_moment(phi) / dual.moment(phi)
-
-
-def _depth_scale(slope: Array) -> Array:
-    """-1 / log of a slope's size, infinite where it is one but for rounding."""
-    size = jnp.abs(slope)
-    one = jnp.abs(size - 1) <= 32 * jnp.finfo(size.dtype).eps
-    return 1 / jnp.log(1 / jnp.where(one, 1, size))
+    weight_var, bias_var = checked(weight_var=weight_var, bias_var=bias_var)
+    phi, q = activations.get(phi), weight_var + bias_var if post else 1.0
+    square = dual.moment(phi, q)
+    norm = square - gaussian.expectation(phi, q) ** 2 if post else weight_var * square + bias_var
+    return weight_var * dual.derivative_moment(phi, q) / norm

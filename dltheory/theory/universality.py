@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dltheory.numerics.results import Density
-from dltheory.theory import slope_law
+from dltheory.theory import spectral_curve
 from dltheory.theory.parameters import check_choice, check_count, checked
 
 LIMITS = ("smooth", "bernoulli")
@@ -82,15 +82,16 @@ def density(variance: ArrayLike, limit: str, *, points: int = 512) -> Density:
     check_count("points", points)
     (s,) = checked(variance=variance)
 
-    def transform(u: Array) -> tuple[Array, Array]:
+    def transform(log_u: Array, u: Array) -> tuple[Array, Array]:
         m = 1 / (u - 1)
-        return jnp.log(u) + s.astype(u.dtype) * (m if limit == "smooth" else 1 / u), m
+        return log_u + s.astype(u.dtype) * (m if limit == "smooth" else 1 / u), m
 
-    def potential(u: Array, m: Array) -> Array:
-        inner = m + m * m / 2 if limit == "smooth" else jnp.log(u) + jnp.log(m)
-        return -jnp.log(m) + s.astype(u.dtype) * inner
+    def angle(log_u: Array, u: Array, m: Array) -> Array:
+        del u
+        inner = (m + m * m / 2).imag if limit == "smooth" else log_u.imag + jnp.angle(m)
+        return s * inner - jnp.angle(m)
 
     # Where zeta turns: (u - 1)**2 = s u, or u = s unless that is below the pole.
     turn = 1 + (s + jnp.sqrt(s * (s + 4))) / 2 if limit == "smooth" else jnp.maximum(s, 1)
-    spectrum = slope_law.Spectrum(transform, potential)
-    return slope_law.density(slope_law.curve(spectrum, turn, jnp.zeros_like(s), points))
+    spectrum = spectral_curve.Spectrum(transform, angle)
+    return spectral_curve.density(spectral_curve.curve(spectrum, turn, jnp.zeros_like(s), points))

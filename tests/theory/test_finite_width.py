@@ -2,7 +2,6 @@
 
 import math
 import re
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dltheory.theory import dual, finite_width, mean_field
+from dltheory.theory import finite_width
 from tests.facts import FACTS, assert_agrees
 from tests.tier import cases
 
@@ -93,7 +92,6 @@ def test_illegal_arguments_are_refused(args, error, text):
         finite_width.lyapunov_exponents(*args)
 
 
-SHATTER = [name for name in FACTS if name.startswith("js.shatter.0")]
 RELU = [n for n in FACTS if n.startswith(("js.relu_lognorm.", "js.relu_moment2."))]
 
 
@@ -114,34 +112,6 @@ def test_relu_norms_agree_with_the_facts(name):
     if name.startswith("js.relu_lognorm.depth."):
         scaled = np.append(scaled, survival(n, depth))
     assert_agrees(name, scaled)
-
-
-@cache
-def gradient_correlations(c):
-    """Correlation of the gradients at two inputs after 1 to 8000 layers: by public functions."""
-    c = mean_field.propagate("relu", 1.0, c, depth=8000, weight_var=2.0, bias_var=0.0).c
-    return np.cumprod(2 * dual.derivative_kernel("relu", 1.0, 1.0, c))
-
-
-@pytest.mark.parametrize("name", SHATTER)
-def test_gradient_correlations_agree_with_the_facts(name):
-    given = FACTS[name]["inputs"]
-    assert_agrees(name, gradient_correlations(given["c0"])[given["L"] - 1])
-
-
-def test_gradient_correlations_decay_like_a_third_power():
-    """Instead of the fact js.shatter.rate, whose last digits no count of layers gives."""
-    with mpmath.workdps(30):
-        c, logs = mpmath.mpf(0), [mpmath.mpf(0)]
-        for _ in range(8000):
-            angle = mpmath.pi - mpmath.acos(c)
-            logs.append(logs[-1] + mpmath.log(angle / mpmath.pi))
-            c = (mpmath.sqrt(1 - c * c) + c * angle) / mpmath.pi
-        wanted = float((logs[4000] - logs[8000]) / mpmath.log(2))
-    found = gradient_correlations(0.0)
-    rate = np.log2(found[3999] / found[7999])
-    np.testing.assert_allclose(rate, wanted, rtol=1e-7)
-    np.testing.assert_allclose(rate, FACTS["js.shatter.rate"]["value"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 40])

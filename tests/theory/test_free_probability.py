@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from dltheory.networks import activations
 from dltheory.numerics import log_spectrum
-from dltheory.theory import dual, free_probability, mean_field, universality
+from dltheory.theory import dual, free_probability, mean_field, slope_law, universality
 from tests.facts import FACTS, assert_agrees
 
 # (activation, q, depth, weight_var, ensemble): kinks, atoms at either end, gaps, both ensembles.
@@ -101,10 +101,9 @@ def predicted(name):
     return None
 
 
-# Facts that test_finite_width covers; and those that nothing does: moments of Haar matrices, and a
-# rate of decay that is right to four digits only (see there).
-ELSEWHERE = ("js.lyap.", "js.relu_lognorm.", "js.relu_moment2.", "js.shatter.0")
-UNCOVERED = {"js.haar.moments", "js.shatter.rate"}
+# Facts that test_finite_width and test_shattering cover; and one that nothing does.
+ELSEWHERE = ("js.lyap.", "js.relu_lognorm.", "js.relu_moment2.", "js.shatter.")
+UNCOVERED = {"js.haar.moments"}
 HERE = [n for n in FACTS if n.startswith("js.") and not n.startswith(ELSEWHERE)]
 
 
@@ -134,6 +133,26 @@ def test_orthogonal_linear_networks_are_isometries_at_any_depth():
     assert free_probability.squared_atoms("identity", **at) == (1.0, 1.0)
     solve = jax.jit(lambda x: free_probability.squared_cdf(x, "identity", **at))
     np.testing.assert_allclose(solve(jnp.array([-1.0, 0.999, 1.001])), [0, 0, 1], atol=1e-9)
+
+
+def test_transforms_of_cells_agree_with_dense_sums():
+    """On parabolas of every kind: with the vertex inside or outside, flat, and at zero."""
+    values = [[1, 1.6, 1.2], [0.2, 0.1, 0.3], [2, 2.1, 2.25], [0.5, 0.5, 0.5], [0, 0, 0]]
+    values, mass = jnp.array(values), jnp.array([0.3, 0.25, 0.2, 0.15, 0.1])
+    law = slope_law.Law(jnp.ones(()), jnp.full((), 2.5), mass, values)
+    s = ((np.arange(40_000) + 0.5) / 20_000 - 1) / math.sqrt(0.6)
+    middle, slope = values[:, 1:2], (values[:, 2:] - values[:, :1]) / 2
+    bend = (values[:, 2:] + values[:, :1]) / 2 - middle
+    a = np.asarray(middle + slope * s[None] + bend * s[None] ** 2)
+    x, y = (a.ravel() for a in np.meshgrid([1.55, 0.15, 2.0, 0.5, 1.2, 7.0], [1e-2, 0.3, 3.0]))
+    one_plus, angle = jax.jit(
+        lambda u: (slope_law.one_plus_m(law, u), slope_law.mean_angle(law, u))
+    )(jax.lax.complex(x, y))
+    gaps = (x + 1j * y)[:, None, None] - a[None]
+    mass = np.asarray(mass)
+    wanted = mass @ np.mean((x + 1j * y)[:, None, None] / gaps, -1).T
+    np.testing.assert_allclose(one_plus, wanted, rtol=1e-6)
+    np.testing.assert_allclose(angle, mass @ np.mean(np.angle(gaps), -1).T, rtol=1e-6)
 
 
 def test_the_density_is_that_of_marchenko_and_pastur():
@@ -292,8 +311,8 @@ def test_derivatives_agree_with_finite_differences():
 def test_many_at_once():
     q = jnp.array([0.0, 0.5, 2.0])
     at = {"depth": 2, "weight_var": 1.0, "ensemble": "gaussian"}
-    together = free_probability.squared_edge("erf", q=q, **at)
-    alone = [free_probability.squared_edge("erf", q=q[i], **at) for i in (0, 2)]
+    solve = jax.jit(lambda q: free_probability.squared_edge("erf", q=q, **at))
+    together, alone = solve(q), [solve(q[i]) for i in (0, 2)]
     np.testing.assert_allclose(together[jnp.array([0, 2])], alone, rtol=1e-12)
     np.testing.assert_allclose(together[0], 6.75 * (4 / np.pi) ** 2, rtol=1e-12)
 
@@ -333,8 +352,15 @@ def test_follows_float32():
     q = at.pop("q")
     solve = lambda q: free_probability.squared_density(phi, q=q, **at, points=64)
     found = jax.jit(solve)(q)
-    at["q"] = q
     assert found.density.dtype == jnp.float32
     assert jnp.isfinite(found.density).all()
-    wanted = np.float32(1.44)
-    np.testing.assert_allclose(free_probability.squared_edge(phi, **at), wanted, rtol=1e-4)
+    found = jax.jit(lambda q: free_probability.squared_edge(phi, q=q, **at))(q)
+    np.testing.assert_allclose(found, np.float32(1.44), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("float32")
+def test_slopes_near_zero_do_not_underflow_in_float32():
+    """Where the slope of gelu crosses zero, squares of differences underflow."""
+    at = {"depth": 4, "weight_var": 1.2, "ensemble": "orthogonal", "points": 64}
+    x, density, _ = jax.jit(lambda q: free_probability.squared_density("gelu", q=q, **at))(1.0)
+    np.testing.assert_allclose(np.trapezoid(density * x, np.log(x)), 1, atol=1e-3)

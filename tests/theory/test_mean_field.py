@@ -267,6 +267,59 @@ def test_propagate_starts_with_the_first_layer():
     assert moments.chi_1.shape == (3,)
 
 
+def test_growth_with_normalisation():
+    """Layer normalisation after the activation, and with biases; against sums over a sample."""
+    z = np.random.default_rng(0).normal(size=400_000)
+    for post in (False, True):
+        q = 1.7 if post else 1.0
+        value, slope = np.tanh(np.sqrt(q) * z), np.cosh(np.sqrt(q) * z) ** -2
+        norm = value.var() if post else 1.5 * (value**2).mean() + 0.2
+        found = mean_field.layer_norm_growth("tanh", weight_var=1.5, bias_var=0.2, post=post)
+        np.testing.assert_allclose(found, 1.5 * (slope**2).mean() / norm, rtol=5e-3)
+    # Linear layers keep the size of gradients, however they are normalised.
+    for post in (False, True):
+        found = mean_field.layer_norm_growth("identity", weight_var=3.0, post=post)
+        np.testing.assert_allclose(found, 1, rtol=1e-13)
+
+
+def test_growth_with_batch_normalisation_of_small_batches():
+    """Live layers of 400 channels: batches of 6, where fluctuations are large, and of 16."""
+    rng, n, depth = np.random.default_rng(0), 400, 16
+    for slope, batch in ((0.0, 16), (0.2, 6)):
+        growth = []
+        for _ in range(4):
+            x, layers = rng.normal(size=(batch, n)), []
+            for _ in range(depth):
+                weights = rng.normal(size=(n, n)) / np.sqrt(n)
+                h = x @ weights
+                std = h.std(0)
+                z = (h - h.mean(0)) / std
+                gates = np.where(z > 0, 1, slope)
+                layers.append((weights, z, std, gates))
+                x = gates * z
+            gradient = rng.normal(size=(batch, n))
+            norms = []
+            for weights, z, std, gates in layers[::-1]:
+                back = gates * gradient
+                back -= back.mean(0) + z * (back * z).mean(0)
+                gradient = (back / std) @ weights.T
+                norms.append(np.sum(gradient**2))
+            growth.append((norms[-3] / norms[2]) ** (1 / (depth - 5)))
+        wanted = mean_field.batch_norm_growth(activations.leaky_relu(slope), batch=batch)
+        np.testing.assert_allclose(np.mean(growth), wanted, rtol=0.03)
+
+
+def test_dropout_shortens_the_depth_scales():
+    """The slopes of both maps at their fixed points, by finite differences."""
+    at = {"weight_var": 1.5, "bias_var": 0.05, "keep": 0.8}
+    q, step = mean_field.fixed_point("erf", weight_var=1.5 / 0.8, bias_var=0.05), 1e-5
+    c = mean_field.correlation_fixed_point("erf", **at)
+    slope_q = [mean_field.q_map("erf", q + s, **at) for s in (-step, step)]
+    slope_c = [mean_field.c_map("erf", c + s, q=q, **at) for s in (-step, step)]
+    wanted = [-1 / np.log((high - low) / (2 * step)) for low, high in (slope_q, slope_c)]
+    np.testing.assert_allclose(mean_field.depth_scales("erf", **at), wanted, rtol=1e-8)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="weight_var must be zero or more; got -1"):
         mean_field.q_map("relu", 1.0, weight_var=-1.0)
@@ -278,13 +331,11 @@ def test_bad_input():
         mean_field.fixed_point("relu", weight_var=3.0, bias_var=0.1)
     with pytest.raises(ValueError, match=r"relu has no stable fixed point .* every q is fixed"):
         mean_field.fixed_point("relu", weight_var=2.0, bias_var=0.0)
-    with pytest.raises(ValueError, match=r"relu has no stable edge of chaos at bias_var = 0\.1"):
-        mean_field.edge_of_chaos("relu", bias_var=0.1)
     with pytest.raises(ValueError, match="batch must be above 3, where the mean gradient is"):
         mean_field.batch_norm_growth("relu", batch=3)
     with pytest.raises(ValueError, match="a finite batch needs an activation that is homogeneous"):
         mean_field.batch_norm_growth("tanh", batch=8)
-    with pytest.raises(ValueError, match="depth must be one or more; got 0"):
+    with pytest.raises(ValueError, match="depth is 0; want a positive integer"):
         mean_field.propagate("relu", 1.0, 0.0, depth=0, weight_var=2.0, bias_var=0.0)
 
 
