@@ -6,9 +6,11 @@
 - `backprop`: deltas, the chain rule by hand, the gradient check, cost;
 - `chain_rule`: layers with their derivatives written out;
 - `curvature`: the Hessian and the Gauss-Newton matrix: extreme values, trace, density;
-- `activations`: the facts of any callable; saturation and dead units of a live network.
+- `activations`: the facts of any callable; saturation and dead units of a live network;
 - `convolution`: spectra of convolutional layers, and what units of any network see;
 - `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
+- `generalization`: the gap, bias and variance, margins, complexity of any classifier;
+- `kernel_norms`: norms of the kernels of any model, layer by layer.
 """
 
 from . import (  # noqa: F401
@@ -18,7 +20,9 @@ from . import (  # noqa: F401
     convolution,
     convolution_matrix,
     curvature,
+    generalization,
     jacobians,
+    kernel_norms,
     ntk,
     signal,
 )

@@ -10,7 +10,9 @@
 - `reinitialization`: its parameters drawn anew, by a scheme or from data;
 - `data`: real inputs;
 - `training`: any `optax` transformation within `lax.scan`, vmapped over seeds;
-- `transforms`: clipping of gradients that reports what it did.
+- `transforms`: clipping of gradients that reports what it did;
+- `regularizers`: penalties, dropout, mixup, smoothing, early stopping as pure functions;
+- `proximal`: proximal L1 and projections of the weights, as `optax` transformations.
 """
 
 from . import (  # noqa: F401
@@ -20,6 +22,8 @@ from . import (  # noqa: F401
     initializers,
     models,
     pooling,
+    proximal,
+    regularizers,
     reinitialization,
     sites,
     training,

@@ -10,27 +10,45 @@
 - `universality`: their limits at infinite depth;
 - `finite_width`: what a finite width changes: log-normal norms, dead nets, Lyapunov exponents;
 - `fluctuations`: bias and fluctuation of lengths, correlations and gradients at finite width;
-- `clipping`: how often clipping acts on a noisy gradient, its bias and its variance.
+- `clipping`: how often clipping acts on a noisy gradient, its bias and its variance;
 - `backprop`: what gradients cost, how exact differences can be, checkpointing, linear dynamics;
 - `training_dynamics`: deep linear networks, quadratic losses, feedback alignment;
 - `layer_jacobians`: spectra of the Jacobians of softmax and layer normalization;
+- `regularization`: shrinkage, penalties and asymptotic risks of linear models;
+- `early_stopping`: gradient flow against ridge, and when to stop;
+- `regression`: ridge and the lasso on a given design, and the sparsity that it recovers;
+- `dropout`: dropout of linear models as a ridge and as a nuclear norm;
+- `random_features`: the risk of ridge on random features, double descent;
+- `generalization`: bounds on the error on new examples, each with its verdict;
+- `bounds`: what every bound returns, and which parameters it takes;
+- `pac_bayes`: PAC-Bayes bounds in closed form;
+- `capacity`: counts, dimensions, Rademacher complexities;
 - `convolution`: receptive fields, borders, pooling, and signals by spatial frequency;
-- `architectures`: VGG, ResNet, AlexNet and MobileNet as lists of layers;
+- `architectures`: VGG, ResNet, AlexNet and MobileNet as lists of layers.
 """
 
 from . import (  # noqa: F401
     architectures,
     backprop,
+    bounds,
+    capacity,
     clipping,
     convolution,
+    dropout,
     dual,
+    early_stopping,
     finite_width,
     fluctuations,
     free_probability,
+    generalization,
     kernel_regression,
     kernels,
     layer_jacobians,
     mean_field,
+    pac_bayes,
+    random_features,
+    regression,
+    regularization,
     self_normalization,
     shattering,
     training_dynamics,
