@@ -157,6 +157,7 @@ MACHINERY = {
     "dltheory.measure.arguments",  # measure.backprop
     "dltheory.measure.asymptotics",  # measure.activations
     "dltheory.measure.batches",  # measure.jacobians
+    "dltheory.measure.branches",  # measure.regions
     "dltheory.measure.contractions",  # measure.ntk
     "dltheory.measure.factored",  # measure.ntk
     "dltheory.measure.gradient_check",  # measure.backprop
@@ -171,8 +172,10 @@ MACHINERY = {
     "dltheory.numerics.stratified",  # numerics.log_spectrum
     "dltheory.numerics.gaussian_axis",  # numerics.gaussian
     "dltheory.theory.fixed_points",  # theory.mean_field
+    "dltheory.theory.polylines",  # theory.constructions
     "dltheory.theory.slope_law",  # theory.free_probability
     "dltheory.theory.spectral_curve",  # theory.free_probability
+    "dltheory.theory.targets",  # theory.approximation
 }
 
 

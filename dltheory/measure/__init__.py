@@ -10,11 +10,14 @@
 - `convolution`: spectra of convolutional layers, and what units of any network see;
 - `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
 - `generalization`: the gap, bias and variance, margins, complexity of any classifier;
-- `kernel_norms`: norms of the kernels of any model, layer by layer.
+- `kernel_norms`: norms of the kernels of any model, layer by layer;
+- `approximation`: sup errors with certificates, L2 errors with error bars;
+- `regions`: exact linear pieces along a line.
 """
 
 from . import (  # noqa: F401
     activations,
+    approximation,
     backprop,
     chain_rule,
     convolution,
@@ -24,5 +27,6 @@ from . import (  # noqa: F401
     jacobians,
     kernel_norms,
     ntk,
+    regions,
     signal,
 )

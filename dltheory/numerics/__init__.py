@@ -8,6 +8,7 @@
 - `norms`: norms of pytrees that neither underflow nor overflow;
 - `scaling`: power laws with the standard error of the exponent;
 - `intervals`: rigorous bounds on a traced program over a box;
+- `sup_norm`: a certified bracket of the largest size of a function over a box;
 - `results`: the NamedTuples that theory and measurement both return.
 """
 
@@ -21,4 +22,5 @@ from . import (  # noqa: F401
     scaling,
     singular_values,
     spectra,
+    sup_norm,
 )

@@ -23,16 +23,24 @@
 - `bounds`: what every bound returns, and which parameters it takes;
 - `pac_bayes`: PAC-Bayes bounds in closed form;
 - `capacity`: counts, dimensions, Rademacher complexities;
+- `approximation`: how well a given target can be approximated by n units;
+- `rates`: rates of approximation of whole classes of targets;
+- `constructions`: networks written down by a proof, with their errors;
+- `selections`: exact networks for maximum, minimum, median and bumps;
+- `layouts`: networks from given layers;
+- `regions`: how many linear regions there can be, and are on average;
 - `convolution`: receptive fields, borders, pooling, and signals by spatial frequency;
 - `architectures`: VGG, ResNet, AlexNet and MobileNet as lists of layers.
 """
 
 from . import (  # noqa: F401
+    approximation,
     architectures,
     backprop,
     bounds,
     capacity,
     clipping,
+    constructions,
     convolution,
     dropout,
     dual,
@@ -44,11 +52,15 @@ from . import (  # noqa: F401
     kernel_regression,
     kernels,
     layer_jacobians,
+    layouts,
     mean_field,
     pac_bayes,
     random_features,
+    rates,
+    regions,
     regression,
     regularization,
+    selections,
     self_normalization,
     shattering,
     training_dynamics,
