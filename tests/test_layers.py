@@ -154,6 +154,8 @@ def answers(function):
 
 # Modules that no user calls: the inner parts of the one named beside each.
 MACHINERY = {
+    "dltheory.experiment.parts",  # experiment.execute
+    "dltheory.experiment.programs",  # experiment.execute
     "dltheory.measure.arguments",  # measure.backprop
     "dltheory.measure.asymptotics",  # measure.activations
     "dltheory.measure.batches",  # measure.jacobians

@@ -1,14 +1,34 @@
 """Sweeps, results, claims and figures: the only place with processes, files and progress bars.
 
 - `sweep`: what an experiment computes, one pure trial over cells x grid x seeds;
-- `execute`: sweeps on the local device;
+- `execute`: sweeps, cell by cell, on the local devices;
+- `events`: what happens while cells are computed;
+- `programs`: a cell as a compiled program, over the local devices;
+- `parts`: finished chunks of a cell that is not finished;
 - `workers`: cells over processes of this machine, or over others;
 - `store`: results on disk, written whole or not at all;
 - `claims`: predicted, measured, tolerance, verdict;
 - `report`: theory beside one network's measurement, with a z-score for each layer;
+- `reference`: results beside those of a reference;
+- `labelled`: results with named axes, for xarray and pandas;
 - `figures`: theory as lines, measurement as bands, the same bytes every time;
 - `catalogue`: experiments as files, found by name;
 - `cli`: the command line.
 """
 
-from . import catalogue, claims, cli, execute, figures, report, store, sweep, workers  # noqa: F401
+from . import (  # noqa: F401
+    catalogue,
+    claims,
+    cli,
+    events,
+    execute,
+    figures,
+    labelled,
+    parts,
+    programs,
+    reference,
+    report,
+    store,
+    sweep,
+    workers,
+)

@@ -40,6 +40,7 @@ class Request(NamedTuple):
         profile: `"quick"` or `"full"`.
         root: Folder of all results.
         seeds: Number of seeds of every sweep; its own if None.
+        seed: Root of the randomness of every sweep; its own if None.
         flags: Fields of the experiment's `Config`, as words of a command line. A flag whose field
             is an axis of a sweep replaces the axis by the one value given.
     """
@@ -48,6 +49,7 @@ class Request(NamedTuple):
     profile: str
     root: Path
     seeds: int | None = None
+    seed: int | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -145,7 +147,7 @@ def load(request: Request) -> Experiment:
         UsageError: If the file is no experiment, or its configuration is refused.
         SystemExit: With code 2 if a flag is refused, 0 after `--help`.
     """
-    path, profile, root, seeds, flags = request
+    path, profile, root, seeds, seed, flags = request
     try:
         name = store.check_name(path.stem, "experiment")
     except ValueError as error:
@@ -159,8 +161,8 @@ def load(request: Request) -> Experiment:
     try:
         config = _configure(module, flags, f"dltheory run {path}")
         sweeps = [sweep.pin(_given(flags)) for sweep in module.sweeps(profile, config)]
-        if seeds is not None:
-            sweeps = [dataclasses.replace(sweep, seeds=seeds) for sweep in sweeps]
+        given = {name: n for name, n in (("seeds", seeds), ("seed", seed)) if n is not None}
+        sweeps = [dataclasses.replace(sweep, **given) for sweep in sweeps]
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
     if not sweeps or len({sweep.name for sweep in sweeps}) < len(sweeps):

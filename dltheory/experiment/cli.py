@@ -1,19 +1,34 @@
-"""The command line: `dltheory list | run | figures | claims | status`."""
+"""The command line: `dltheory list | run | figures | claims | status | gc`."""
 
 import argparse
 import contextlib
+import dataclasses
+import functools
+import itertools
 import math
-import multiprocessing
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor
 from pathlib import Path
+from typing import Literal
 
-from dltheory.experiment import catalogue, claims, execute, figures, store, workers
+import jax
+
+from dltheory.experiment import (
+    catalogue,
+    claims,
+    events,
+    execute,
+    figures,
+    parts,
+    reference,
+    store,
+    workers,
+)
 from dltheory.experiment.catalogue import Experiment, Request, UsageError
-from dltheory.experiment.sweep import Sweep
+from dltheory.experiment.events import Event
 
 USAGE = """\
 dltheory list                         the experiments, and what each one claims
@@ -21,10 +36,18 @@ dltheory run NAME|PATH|--all          compute what is absent from disk
 dltheory figures [NAME|PATH]          draw the figures from the results
 dltheory claims [NAME|PATH]           print predicted, measured, tolerance and verdict
 dltheory status [NAME|PATH]           say which results are there
+dltheory gc                           remove what killed runs have left behind
 
-All but list take --profile quick|full, --results DIR, --seeds N and, for one experiment, the
-fields of its Config: `dltheory run NAME --help` lists them. The results of a run are found again
-by the same flags. run takes --workers N too: N processes, a cell each.
+All but list take --results DIR; all but list and gc take --profile quick|full, --seeds N, --seed S
+and, for one experiment, the fields of its Config: `dltheory run NAME --help` lists them. The
+results of a run are found again by the same flags.
+
+run --workers N            N processes, a cell each
+run --scheduler ADDRESS    the workers of a Dask cluster, a cell each
+run --distributed          one of several processes that share each trial, on many hosts
+run --log json             a line of JSON for each event, on standard error
+figures --check DIR        compare the results with those in DIR, and draw nothing
+gc --older HOURS           spare what is younger (1)
 
 Exit code: 0 if all is well and every verdict is as recorded, 1 if not, 2 for a wrong command."""
 
@@ -40,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     commands = {"run": _run, "figures": _figures, "claims": _claims, "status": _status}
+    # A log is JSON to its last line, whatever goes wrong.
+    as_json = "--log=json" in words or ("--log", "json") in itertools.pairwise(words)
     try:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
@@ -47,20 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb, *words = words
         if verb == "list":
             return _list()
+        if verb == "gc":
+            return _gc(words)
         if verb not in commands:
-            raise UsageError(f"{verb!r} is no command, want list, {', '.join(commands)}")
-        # Each batch of LAPACK calls holds one of XLA's CPU threads while it waits for others of the
-        # same pool: as many batches at once as there are cores, and nothing moves again. More
-        # threads than batches cure it; XLA reads their number from here before its first use.
-        os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
+            raise UsageError(f"{verb!r} is no command, want list, {', '.join(commands)}, gc")
+        execute.give_threads()
         options, experiments = _parse(verb, words)
         return commands[verb](experiments, options)
     except UsageError as error:
-        print(f"dltheory: {error}", file=sys.stderr)
+        _complain(str(error), as_json)
         return 2
     except (store.ResultError, OSError) as error:
-        print(f"dltheory: {error}", file=sys.stderr)
+        _complain(str(error), as_json)
         return 1
+
+
+def _complain(message: str, as_json: bool) -> None:
+    print(events.json_error(message) if as_json else f"dltheory: {message}", file=sys.stderr)
 
 
 def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experiment]]:
@@ -74,10 +102,25 @@ def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experi
     parser.add_argument("--profile", choices=catalogue.PROFILES, default=catalogue.PROFILES[0])
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds of every sweep")
+    parser.add_argument("--seed", type=int, metavar="S", help="root of all randomness")
     if verb == "figures":
         parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
+        parser.add_argument("--check", type=Path, metavar="DIR", help="results to compare with")
+        parser.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance")
+        parser.add_argument("--atol", type=float, default=1e-8, help="absolute tolerance")
     if verb == "run":
-        parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes")
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes")
+        where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
+        where.add_argument(
+            "--distributed",
+            nargs="?",
+            const=(),
+            type=_place,
+            metavar="HOST:PORT,COUNT,INDEX",
+            help="by jax.distributed; Slurm and other systems that JAX knows say the rest",
+        )
+        parser.add_argument("--log", choices=("bar", "json"), default="bar")
     if "-h" in words or "--help" in words:
         parser.print_help()
         if target is None:
@@ -91,10 +134,10 @@ def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experi
     paths = catalogue.find(target)
     if target is None and flags:
         raise UsageError(f"{' '.join(flags)}: the fields of a Config need one experiment, by NAME")
-    return options, [
-        catalogue.load(Request(path, options.profile, options.results, options.seeds, tuple(flags)))
-        for path in paths
-    ]
+    if verb == "run" and options.distributed is not None:
+        _join(options.distributed)  # Before a file is loaded: it may use JAX.
+    shared = options.profile, options.results, options.seeds, options.seed, tuple(flags)
+    return options, [catalogue.load(Request(path, *shared)) for path in paths]
 
 
 def _list() -> int:
@@ -104,48 +147,99 @@ def _list() -> int:
 
 
 def _run(experiments: list[Experiment], options: argparse.Namespace) -> int:
-    if options.workers > 1:
-        return _run_on_processes(experiments, options.workers)
-    execute.keep_compilations()
-    for experiment in experiments:
-        clock = time.perf_counter()
-        with _progress(experiment) as report:
+    if options.distributed is not None:
+        _check_distributed(experiments)
+    with contextlib.ExitStack() as stack:
+        if options.scheduler:
+            executor = stack.enter_context(_dask(options.scheduler))
+        elif options.workers > 1:
+            executor = stack.enter_context(workers.Processes(options.workers))
+        else:
+            executor = None
+        tell = stack.enter_context(_listener(experiments, options.log))
+        if executor is not None:
+            return _run_on_workers(experiments, executor, tell, options.log == "json")
+        execute.keep_compilations()
+        for experiment in experiments:
+            clock, callback = time.perf_counter(), functools.partial(tell, experiment.name)
             tallies = [
-                execute.run(sweep, experiment.root, report=report(sweep))
+                execute.run(sweep, experiment.root, callback=callback)
                 for sweep in experiment.sweeps
             ]
-        computed, present = (sum(counts) for counts in zip(*tallies, strict=True))
-        _print_done(experiment, computed, present, time.perf_counter() - clock)
+            computed, present = (sum(counts) for counts in zip(*tallies, strict=True))
+            if options.distributed is None or jax.process_index() == 0:
+                _print_done(experiment, computed, present, time.perf_counter() - clock)
     return 0
 
 
-def _run_on_processes(experiments: list[Experiment], count: int) -> int:
-    """Spread the cells of all experiments over processes, and report each experiment's end."""
-    clock = time.perf_counter()
-    left = {e.request: len(workers.tasks([e])) for e in experiments}
-    written = dict.fromkeys(left, 0)
+def _run_on_workers(
+    experiments: list[Experiment],
+    executor: Executor,
+    tell: Callable[[str, Event], None],
+    as_json: bool,
+) -> int:
+    """Spread the cells of all experiments over workers, and report each experiment's end."""
+    clock, owner, points, left, computed = time.perf_counter(), {}, {}, {}, {}
+    for experiment in experiments:
+        size = {sweep.name: math.prod(sweep.shape) for sweep in experiment.sweeps}
+        tasks = workers.tasks([experiment])
+        left[experiment.request], computed[experiment.request] = len(tasks), 0
+        for task in tasks:
+            owner[task], points[task] = experiment, size[task.sweep]
 
-    def report(task: workers.Task, new: bool) -> None:
-        left[task.request] -= 1
-        written[task.request] += new
-        if not left[task.request]:
-            [experiment] = [e for e in experiments if e.request == task.request]
-            computed, cells = written[task.request], len(workers.tasks([experiment]))
-            _print_done(experiment, computed, cells - computed, time.perf_counter() - clock)
+    def report(task: workers.Task, kind: Literal["computed", "present", "lost"]) -> None:
+        experiment, total = owner[task], points[task]
+        done = 0 if kind == "lost" else total
+        tell(experiment.name, Event(kind, task.sweep, task.cell, done, total))
+        left[experiment.request] -= kind != "lost"
+        computed[experiment.request] += kind == "computed"
+        if not left[experiment.request]:
+            new, cells = computed[experiment.request], len(workers.tasks([experiment]))
+            _print_done(experiment, new, cells - new, time.perf_counter() - clock)
 
-    # Forked, a process would inherit XLA's threads without the locks that they hold.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as executor:
-        try:
-            workers.run(workers.tasks(experiments), executor, report=report)
-        except BrokenExecutor:
-            print(
-                "dltheory: a worker died, killed from outside or for want of memory; the same "
-                "command computes what is absent",
-                file=sys.stderr,
-            )
-            return 1
-    return 0
+    try:
+        lost = workers.run(list(owner), executor, report=report)
+    except CancelledError as error:
+        raise OSError(
+            "the scheduler went away; the same command computes what is absent"
+        ) from error
+    for task in lost:
+        _complain(
+            f"{owner[task].name}/{task.sweep}/{task.cell}: its worker died, and again when it was "
+            "tried alone; killed from outside, or for want of memory",
+            as_json,
+        )
+    return 1 if lost else 0
+
+
+@contextlib.contextmanager
+def _dask(address: str) -> Iterator[Executor]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError("--scheduler needs Dask: pip install 'dltheory[cluster]'") from error
+    try:
+        client = Client(address)
+    except ValueError as error:
+        raise UsageError(f"--scheduler {address}: {error}") from error
+    with client, client.get_executor(pure=False) as executor:
+        yield executor
+
+
+def _join(place: tuple[str, int, int] | tuple[()]) -> None:
+    try:
+        jax.distributed.initialize(*place)  # pyright: ignore
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--distributed: {error}; want HOST:PORT,COUNT,INDEX") from error
+
+
+def _check_distributed(experiments: list[Experiment]) -> None:
+    sweeps = [(e.name, sweep) for e in experiments for sweep in e.sweeps]
+    if refused := [f"{name}/{sweep.name}" for name, sweep in sweeps if sweep.batching != "mesh"]:
+        raise UsageError(
+            f"--distributed is for sweeps whose trial takes a mesh (batching='mesh'), not for "
+            f"{', '.join(refused)}; cells are spread with --workers or --scheduler"
+        )
 
 
 def _print_done(experiment: Experiment, computed: int, present: int, seconds: float) -> None:
@@ -163,7 +257,27 @@ def _positive(word: str) -> int:
     return number
 
 
+def _place(word: str) -> tuple[str, int, int]:
+    """The coordinator's address, how many processes there are, and which one this is."""
+    try:
+        address, count, index = word.split(",")
+        if ":" in address and 0 <= int(index) < int(count):
+            return address, int(count), int(index)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{word} is given, want HOST:PORT,COUNT,INDEX")
+
+
+def _hours(word: str) -> float:
+    number = float(word)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is given, want a number of at least 0")
+    return number
+
+
 def _figures(experiments: list[Experiment], options: argparse.Namespace) -> int:
+    if options.check is not None:
+        return _check(experiments, options)
     for experiment in experiments:
         results = experiment.results()
         with figures.style():
@@ -173,6 +287,30 @@ def _figures(experiments: list[Experiment], options: argparse.Namespace) -> int:
                 for path in figures.save(figure, options.out / store.check_name(stem, "figure")):
                     print(path)
     return 0
+
+
+def _check(experiments: list[Experiment], options: argparse.Namespace) -> int:
+    """Compare the results with those of a folder that was once a folder of results."""
+    agree = True
+    for experiment in experiments:
+        beside = options.check / experiment.name / experiment.request.profile
+        results, wanted = (
+            experiment.results(),
+            dataclasses.replace(experiment, root=beside).results(),
+        )
+        lines = [
+            line
+            for sweep in experiment.sweeps
+            for line in reference.differences(
+                sweep, results[sweep.name], wanted[sweep.name], rtol=options.rtol, atol=options.atol
+            )
+        ]
+        for line in lines:
+            print(f"{experiment.name}/{line}")
+        verdict = f"{len(lines)} arrays differ from" if lines else "all arrays agree with"
+        print(f"{experiment.name}: {verdict} {beside}")
+        agree &= not lines
+    return 0 if agree else 1
 
 
 def _claims(experiments: list[Experiment], options: argparse.Namespace) -> int:
@@ -201,35 +339,29 @@ def _status(experiments: list[Experiment], options: argparse.Namespace) -> int:
     return 0
 
 
-_Report = Callable[[str, int], None]
+def _gc(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dltheory gc", allow_abbrev=False)
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--older", type=_hours, default=1.0, metavar="HOURS")
+    options = parser.parse_args(words)
+    for folder in parts.leftovers(options.results):
+        store.discard(folder)
+        print(f"removed {folder}")
+    for folder in store.leftovers(options.results, 3600 * options.older):
+        shutil.rmtree(folder)
+        print(f"removed {folder}")
+    return 0
 
 
 @contextlib.contextmanager
-def _progress(experiment: Experiment) -> Iterator[Callable[[Sweep], _Report | None]]:
-    """Draw a bar over all points of an experiment, if somebody is watching."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = [
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    ]
-    total = sum(len(sweep.split()) * math.prod(sweep.shape) for sweep in experiment.sweeps)
-    done: dict[tuple[str, str], int] = {}
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(experiment.name, total=total)
-
-        def report(sweep: Sweep) -> _Report:
-            def update(cell: str, count: int) -> None:
-                done[sweep.name, cell] = count
-                bar.update(task, completed=sum(done.values()), description=f"{sweep.name}/{cell}")
-
-            return update
-
-        yield report
+def _listener(experiments: list[Experiment], log: str) -> Iterator[Callable[[str, Event], None]]:
+    """Log lines of JSON, or draw a bar if somebody is watching."""
+    if log == "json":
+        yield lambda name, event: print(events.json_line(name, event), file=sys.stderr, flush=True)
+    elif sys.stderr.isatty():
+        cells = [(len(s.split()), math.prod(s.shape)) for e in experiments for s in e.sweeps]
+        points = sum(count * size for count, size in cells)
+        with events.bar(sys.stderr, points, sum(count for count, _ in cells)) as move:
+            yield move
+    else:
+        yield lambda *_: None

@@ -1,6 +1,5 @@
-"""Sweeps on the local device: compile a cell once, run it in chunks, keep what is done."""
+"""Sweeps on the local devices: compile a cell once, run it in chunks, keep what is done."""
 
-import functools
 import inspect
 import json
 import math
@@ -15,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dltheory.experiment import provenance, store
+from dltheory.experiment import programs, provenance, store
+from dltheory.experiment.events import Event
+from dltheory.experiment.parts import Parts
 from dltheory.experiment.sweep import Cell, Sweep
 
 
@@ -46,42 +47,57 @@ class Tally(NamedTuple):
 
 
 def evaluate(
-    sweep: Sweep, cell: Cell, *, report: Callable[[int], None] | None = None
+    sweep: Sweep,
+    cell: Cell,
+    *,
+    callback: Callable[[Event], None] | None = None,
+    parts: Parts | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Compute a cell.
 
     Args:
         sweep: The sweep.
         cell: One of `sweep.split()`.
-        report: Called with the number of points done, after each chunk.
+        callback: Called with an `Event` once the program is compiled, and after each chunk.
+        parts: Where to keep the chunks that are done, and to look for them, if there are several.
 
     Returns:
         The arrays, leading axes `(*grid, seeds)`, with the axes of the grid under their names; and
         the number of points that ran side by side.
 
     Raises:
+        ResultError: If a chunk on disk is damaged, or was computed with another configuration.
         TypeError: If the trial returns anything but a dict of arrays that a result can hold.
     """
+    tell = _teller(sweep, cell, callback)
+    count, computed = math.prod(sweep.shape), []
     with jax.enable_x64(sweep.x64):
-        key, points = sweep.key(cell), jax.tree.map(jax.numpy.asarray, sweep.points())
-        count = math.prod(sweep.shape)
-        program, chunk = _compile(sweep, cell, key, points, count)
-        parts = []
+        narrow = lambda a: np.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype))
+        key, points = sweep.key(cell), jax.tree.map(narrow, sweep.points())
+        program, chunk = programs.build(
+            sweep, cell, key, points, chunk=parts.chunk() if parts is not None else 0
+        )
+        tell("compiled", 0)
+        keep = parts if chunk < count else None
         for start in range(0, count, chunk):
-            # The last chunk repeats the last point: one program serves all of them.
-            rows = np.minimum(np.arange(start, start + chunk), count - 1)
-            part = program(key, jax.tree.map(operator.itemgetter(rows), points))
-            parts.append({name: np.asarray(array) for name, array in part.items()})
-            if report is not None:
-                report(min(start + chunk, count))
+            part = keep.load(start, chunk) if keep is not None else None
+            if part is None:
+                # The last chunk repeats the last point: one program serves all of them.
+                rows = np.minimum(np.arange(start, start + chunk), count - 1)
+                outputs = program(key, jax.tree.map(operator.itemgetter(rows), points))
+                part = {name: np.asarray(array) for name, array in outputs.items()}
+                if keep is not None:
+                    keep.save(start, chunk, part)
+            computed.append(part)
+            tell("progress", min(start + chunk, count))
     arrays = {axis: np.asarray(values) for axis, values in sweep.grid.items()}
-    for name in parts[0]:
-        rows = np.concatenate([part[name] for part in parts])[:count]
+    for name in computed[0]:
+        rows = np.concatenate([part[name] for part in computed])[:count]
         arrays[name] = rows.reshape(sweep.shape + rows.shape[1:])
     return arrays, chunk
 
 
-def run(sweep: Sweep, root: Path, *, report: Callable[[str, int], None] | None = None) -> Tally:
+def run(sweep: Sweep, root: Path, *, callback: Callable[[Event], None] | None = None) -> Tally:
     """Compute the cells that are absent from disk, and write each as it is done.
 
     Started again after it was killed, a run does only what is left, with the same numbers.
@@ -89,7 +105,8 @@ def run(sweep: Sweep, root: Path, *, report: Callable[[str, int], None] | None =
     Args:
         sweep: The sweep.
         root: Folder; the result of a cell is `root/<sweep>/<cell>`.
-        report: Called with the cell's name and the number of its points done.
+        callback: Called with every `Event`; the last one of a cell that was computed holds its
+            configuration and arrays.
 
     Returns:
         The `Tally`.
@@ -97,15 +114,12 @@ def run(sweep: Sweep, root: Path, *, report: Callable[[str, int], None] | None =
     Raises:
         ResultError: If a result is damaged, or was computed with another configuration.
     """
-    written = [
-        compute(sweep, cell, root, report=report and functools.partial(report, cell.name))
-        for cell in sweep.split()
-    ]
+    written = [compute(sweep, cell, root, callback=callback) for cell in sweep.split()]
     return Tally(sum(written), len(written) - sum(written))
 
 
 def compute(
-    sweep: Sweep, cell: Cell, root: Path, *, report: Callable[[int], None] | None = None
+    sweep: Sweep, cell: Cell, root: Path, *, callback: Callable[[Event], None] | None = None
 ) -> bool:
     """Compute one cell and write it, if it is absent from disk.
 
@@ -113,27 +127,34 @@ def compute(
         sweep: The sweep.
         cell: One of `sweep.split()`.
         root: Folder; the result is `root/<sweep>/<cell>`.
-        report: Called with the number of points done.
+        callback: Called with every `Event`.
 
     Returns:
-        Whether this call wrote the result.
+        Whether the cell was absent, so that it was computed and is now on disk.
 
     Raises:
         ResultError: If the result on disk is damaged, or was computed with another configuration.
     """
-    folder = _folder(sweep, cell, root)
-    if folder.exists():
-        _read(sweep, cell, root)
-        if report is not None:
-            report(math.prod(sweep.shape))
+    tell = _teller(sweep, cell, callback)
+    folder, count = _folder(sweep, cell, root), math.prod(sweep.shape)
+    identity = sweep.identity(cell)
+    parts = Parts(folder, store.fingerprint(identity))
+    if _agreed(folder.exists()):
+        if jax.process_index() == 0:
+            _read(sweep, cell, root)
+        parts.remove()
+        tell("present", count)
         return False
     store.make_folder(folder.parent)  # Where it cannot be, say so before the work.
+    tell("begun", 0)
     started, clock = datetime.now(UTC), time.perf_counter()
-    arrays, chunk = evaluate(sweep, cell, report=report)
-    identity = sweep.identity(cell)
+    alone = jax.process_count() == 1
+    arrays, chunk = evaluate(sweep, cell, callback=callback, parts=parts if alone else None)
+    if jax.process_index() > 0:
+        return True  # All processes have it all, and the first one writes.
     manifest = {
         **identity,
-        "config_hash": store.fingerprint(identity),
+        "config_hash": parts.config_hash,
         "chunk": chunk,
         "memory": sweep.memory,
         "started": started.isoformat(timespec="seconds"),
@@ -144,8 +165,21 @@ def compute(
         store.save(folder, arrays, manifest)
     except FileExistsError:
         _read(sweep, cell, root)  # Another process was faster; the same cell is as good.
+        tell("present", count)
         return False
+    parts.remove()
+    tell("computed", count, arrays)
     return True
+
+
+def give_threads() -> None:
+    """Let XLA have more threads than its calls of LAPACK can block; to be called before its use.
+
+    Each batch of LAPACK calls holds one of XLA's CPU threads while it waits for others of the same
+    pool: as many batches at once as there are cores, and nothing moves again. More threads than
+    batches cure it; XLA reads their number from the environment before its first use.
+    """
+    os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
 
 
 def keep_compilations() -> None:
@@ -191,6 +225,26 @@ def missing(sweep: Sweep, root: Path) -> list[str]:
     return [cell.name for cell in sweep.split() if not _folder(sweep, cell, root).exists()]
 
 
+def _teller(
+    sweep: Sweep, cell: Cell, callback: Callable[[Event], None] | None
+) -> Callable[..., None]:
+    def tell(kind: Any, done: int, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        if callback is not None:
+            points = math.prod(sweep.shape)
+            callback(Event(kind, sweep.name, cell.name, done, points, cell.config, arrays))
+
+    return tell
+
+
+def _agreed(value: bool) -> bool:
+    """What the first of all processes says: they must take the same way."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def _folder(sweep: Sweep, cell: Cell, root: Path) -> Path:
     return Path(root) / sweep.name / cell.name
 
@@ -220,51 +274,6 @@ def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         for path in sorted(old.keys() | new.keys(), key=str)
         if old.get(path) != new.get(path)
     )
-
-
-def _compile(
-    sweep: Sweep, cell: Cell, key: jax.Array, points: Any, count: int
-) -> tuple[Callable[..., Mapping[str, jax.Array]], int]:
-    """Compile the largest batch of points that fits the memory; chunks come out nearly even."""
-
-    def batch(key, points):
-        one = lambda point: sweep.run_point(cell, key, point)
-        return jax.vmap(one)(points) if sweep.batching == "vmap" else jax.lax.map(one, points)
-
-    chunk = count
-    while True:
-        lowered = jax.jit(batch).lower(key, jax.tree.map(operator.itemgetter(slice(chunk)), points))
-        _check_outputs(sweep, lowered.out_info)
-        program = lowered.compile()
-        used = _bytes(program)
-        if used <= sweep.memory or chunk == 1:
-            return program, chunk
-        fitting = max(1, min(chunk - 1, chunk * sweep.memory // used))
-        chunk = math.ceil(count / math.ceil(count / fitting))
-
-
-def _bytes(program: jax.stages.Compiled) -> int:
-    """What a compiled program takes; zero where the backend does not say."""
-    use = program.memory_analysis()
-    if use is None:
-        return 0
-    return use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes
-
-
-def _check_outputs(sweep: Sweep, outputs: Any) -> None:
-    """Refuse before any work what could not be written after it."""
-    if not isinstance(outputs, Mapping) or not outputs:
-        raise TypeError(f"the trial of {sweep.name!r} returns {outputs!r}, want a dict of arrays")
-    for name, output in outputs.items():
-        store.check_name(name, "array")
-        if name in sweep.grid:
-            raise TypeError(f"the trial of {sweep.name!r} returns {name!r}, an axis of its grid")
-        if not isinstance(output, jax.ShapeDtypeStruct):
-            raise TypeError(
-                f"the trial of {sweep.name!r} returns a {type(output).__name__} as {name!r}, "
-                "want an array: give each field a name of its own"
-            )
-        store.check_dtype(name, output.dtype)
 
 
 def _source(trial: Callable[..., Any]) -> Path | None:

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_TEMPORARY = re.compile(r"\.tmp-.+-[0-9a-f]{16}")
 _MANIFEST_LIMIT = 1 << 24
 # Fixed, so that the same arrays are the same bytes whenever they are written.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -135,7 +137,7 @@ def save(folder: Path, arrays: Mapping[str, Any], manifest: Mapping[str, Any]) -
     if os.path.lexists(folder):
         raise FileExistsError(f"{folder} exists: a result is written once, remove it to replace it")
 
-    temporary = folder.parent / f".tmp-{folder.name}-{secrets.token_hex(8)}"
+    temporary = _temporary(folder)
     try:
         make_folder(folder.parent)
         temporary.mkdir()
@@ -224,6 +226,44 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"{path} is of format {manifest.get('format')}, this version reads {FORMAT}"
         )
     return manifest
+
+
+def leftovers(root: Path, age: float) -> list[Path]:
+    """Find what writers have left behind that were killed before they could rename it.
+
+    Args:
+        root: Folder of results; all folders below it are searched, links are not followed.
+        age: Seconds since the last change; a writer that lives is done within moments.
+
+    Returns:
+        Folders as `save` and `discard` make them, with no other files in them, sorted.
+    """
+    found, now = [], time.time()
+    for parent, folders, _ in os.walk(root):
+        for folder in (Path(parent, name) for name in folders if _TEMPORARY.fullmatch(name)):
+            files = {path.name for path in folder.rglob("*") if not path.is_dir()}
+            old = now - folder.lstat().st_mtime >= age
+            if old and not folder.is_symlink() and files <= {ARRAYS, MANIFEST}:
+                found.append(folder)
+    return sorted(found)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder whole or not at all: under its name nothing is ever half there.
+
+    Args:
+        folder: The folder; it may be absent.
+    """
+    doomed = _temporary(folder)
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".tmp-{folder.name}-{secrets.token_hex(8)}")
 
 
 def _plain(value: Any, path: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from dltheory.experiment import store
 
@@ -44,35 +45,39 @@ class Sweep:
 
     Attributes:
         name: Folder of the results; unique within an experiment.
-        trial: `trial(key, config) -> {name: array}`, pure and traceable.
+        trial: `trial(key, config) -> {name: array}`, pure and traceable; with `"mesh"`,
+            `trial(key, config, mesh)`.
         config: A frozen dataclass of None, bool, int, float, str, tuples and dataclasses.
         cells: Axes that change the program (width, depth, activation): field -> values.
         grid: Axes that are numbers in one program (variances, rates): field -> values.
         seeds: How many seeds.
         seed: The root of all randomness.
         batching: `"vmap"` runs points side by side, in chunks that fit `memory`; `"map"` runs them
-            one by one, with the same bits whatever the number of points and devices.
+            one by one on each device, with the same bits whatever the number of points and devices.
+            Both share the points out among the local devices. `"mesh"` is for a trial that is too
+            large for one device: points follow each other, and each is given a mesh with the one
+            axis `devices`, all devices of all processes, to lay its arrays out on.
         x64: Whether the trial runs in double precision.
-        memory: Bytes that one chunk may take. With `"vmap"` it decides the last bits, as the size
-            of a batch does; the chunk is recorded in the manifest.
+        memory: Bytes that one chunk may take of a device. With `"vmap"` it decides the last bits,
+            as the size of a batch does; the chunk is recorded in the manifest.
     """
 
     name: str
-    trial: Callable[[Array, Any], Mapping[str, Any]]
+    trial: Callable[..., Mapping[str, Any]]
     config: Any
     cells: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     seeds: int = 1
     seed: int = 0
-    batching: Literal["vmap", "map"] = "vmap"
+    batching: Literal["vmap", "map", "mesh"] = "vmap"
     x64: bool = False
     memory: int = 1 << 30
 
     def __post_init__(self):
         store.check_name(self.name, "sweep")
         _check_config(self.config)
-        if self.batching not in ("vmap", "map"):
-            raise ValueError(f"batching is {self.batching!r}, want 'vmap' or 'map'")
+        if self.batching not in ("vmap", "map", "mesh"):
+            raise ValueError(f"batching is {self.batching!r}, want 'vmap', 'map' or 'mesh'")
         for name, least in (("seeds", 1), ("seed", 0), ("memory", 1)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value:
@@ -188,7 +193,7 @@ class Sweep:
         return index.ravel(), {a: v.ravel() for a, v in zip(self.grid, values, strict=True)}
 
     def run_point(
-        self, cell: Cell, key: Array, point: tuple[Array, Mapping[str, Array]]
+        self, cell: Cell, key: Array, point: tuple[Array, Mapping[str, Array]], *mesh: Mesh
     ) -> Mapping[str, Any]:
         """Run the trial at one point.
 
@@ -196,6 +201,7 @@ class Sweep:
             cell: One of `split()`.
             key: `key(cell)`.
             point: The seed's index and the grid's values, scalars, traced or not.
+            *mesh: What the trial is given besides, with `batching="mesh"`.
 
         Returns:
             What the trial returns.
@@ -204,7 +210,7 @@ class Sweep:
         config = copy.copy(cell.config)
         for axis, value in values.items():
             object.__setattr__(config, axis, value)
-        return self.trial(jax.random.fold_in(key, index), config)
+        return self.trial(jax.random.fold_in(key, index), config, *mesh)
 
 
 def _check_config(config: Any) -> None:

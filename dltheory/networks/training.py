@@ -159,7 +159,7 @@ def descent(
 
 
 def run(
-    process: Stepped, key: Array, steps: int, *, every: int | None = None
+    process: Stepped, key: Array, steps: int, *, every: int | None = None, unroll: int = 1
 ) -> tuple[Any, History]:
     """Start a process and take a number of steps.
 
@@ -169,6 +169,8 @@ def run(
         steps: How many steps to take.
         every: Steps between two records, a divisor of `steps`; None for the first state and the
             last one only.
+        unroll: Steps written out in the body of the loop. More take longer to compile; a few make
+            small networks faster, whose steps cost no more than the loop itself.
 
     Returns:
         The last state, and the `History`.
@@ -182,7 +184,8 @@ def run(
             f"steps is {steps} and every is {every}; want positive numbers, steps a multiple of "
             "every"
         )
-    advance = lambda state: jax.lax.scan(lambda state, _: process.step(state), state, length=every)
+    step = lambda state, _: process.step(state)
+    advance = lambda state: jax.lax.scan(step, state, length=every, unroll=unroll)
     state = process.init(key)
     losses = jax.eval_shape(advance, state)[1]
     rest = lambda state: (state, jnp.zeros(losses.shape, losses.dtype))

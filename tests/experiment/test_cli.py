@@ -1,10 +1,14 @@
 """The command line, on a user's own file outside of `experiments/`."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dltheory.experiment import catalogue, cli, execute, store
@@ -139,6 +143,12 @@ def test_a_damaged_result_is_named(call, results):
         (["--seeds", "0"], 2, "seeds is 0, want an integer of at least 1"),
         (["--seeds", "many"], 2, "invalid int value: 'many'"),
         (["--profile", "slow"], 2, "invalid choice: 'slow'"),
+        (["--seed", "-1"], 2, "seed is -1, want an integer of at least 0"),
+        (["--seed", "1"], 1, "seed: 0 recorded, 1 asked for"),
+        (["--workers", "2", "--scheduler", "a"], 2, "not allowed with argument --workers"),
+        (["--scheduler", "tcp://"], 2, "--scheduler tcp://: missing port number in address"),
+        (["--distributed", "host,2,2"], 2, "host,2,2 is given, want HOST:PORT,COUNT,INDEX"),
+        (["--log", "xml"], 2, "invalid choice: 'xml'"),
         (["--all"], 2, "and --all are both given, want one or the other"),
         (["--scale", "2"], 1, "config.scale: 1.0 recorded, 2.0 asked for"),
         (["--results", __file__], 1, "File exists"),
@@ -155,7 +165,7 @@ def test_a_refused_flag_says_why(call, words, code, text):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["bogus"], "'bogus' is no command, want list, run, figures, claims, status"),
+        (["bogus"], "'bogus' is no command, want list, run, figures, claims, status, gc"),
         (["run"], "run needs the NAME or PATH of an experiment, or --all"),
         (["run", "nowhere"], "there is not an experiment named 'nowhere' in"),
         (["claims"], "there is not any experiment in"),
@@ -211,7 +221,75 @@ def test_a_bar_is_drawn_if_somebody_watches(call, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     code, _, err = call("run")
     assert code == 0
+    assert "3/3 cells" in err
     assert "140/140" in err  # 2 widths, 3 variances and 20 seeds, and 20 one by one.
+
+
+def test_a_log_is_lines_of_json(call):
+    code, _, err = call("run", "--log", "json", "--width", "8")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert code == 0
+    assert [(line["kind"], line["sweep"], line["cell"], line["done"]) for line in lines] == [
+        ("present", "gaussian", "width-8", 60),
+        ("present", "one_by_one", "all", 20),
+    ]
+    code, _, err = call("run", "--log=json", "--scale", "2")
+    assert code == 1
+    error = json.loads(err.splitlines()[-1])
+    assert error["kind"] == "error"
+    assert "config.scale: 1.0 recorded, 2.0 asked for" in error["message"]
+
+
+def test_results_are_compared_with_a_reference(call, results, tmp_path):
+    committed = shutil.copytree(results, tmp_path / "committed")
+    profile = committed / "linear_spectrum" / "quick"
+    agree = f"linear_spectrum: all arrays agree with {profile}\n"
+    check = "figures", "--check", str(committed)
+    assert call(*check) == (0, agree, "")
+    assert not (tmp_path / "figures").exists()
+
+    folder = profile / "gaussian" / "width-16"
+    manifest, arrays = store.load(folder)
+    old = float(arrays["mean_square"][0, 3])
+    changed = {**arrays, "mean_square": arrays["mean_square"].copy()}
+    changed["mean_square"][0, 3] = new = np.float32(old + 0.5)
+    shutil.rmtree(folder)
+    store.save(folder, changed, manifest)
+    differ = (
+        "linear_spectrum/gaussian/width-16 mean_square: 1 of 60 differ, the most at [0, 3]: "
+        f"{old:.9g}, {new:.9g} in the reference\nlinear_spectrum: 1 arrays differ from {profile}\n"
+    )
+    assert call(*check) == (1, differ, "")
+    assert call(*check, "--atol", "0.6") == (0, agree, "")
+    code, _, err = call("figures", "--check", str(tmp_path / "nothing"))
+    assert code == 1
+    assert "lacks 2 of 2 cells" in err
+
+
+def test_what_killed_runs_left_behind_is_removed(tmp_path, capsys):
+    sweep = tmp_path / "linear_spectrum" / "quick" / "gaussian"
+    store.save(sweep / "width-8", {"a": np.zeros(2)}, {})
+    names = [".tmp-width-8-0123456789abcdef", ".tmp-width-9-0123456789abcdef", ".part-width-8"]
+    for name in [*names, ".tmp-mine", ".tmp-full-0123456789abcdef", ".part-width-9"]:
+        (sweep / name).mkdir()
+    (sweep / names[0] / store.ARRAYS).write_bytes(b"half")
+    (sweep / ".tmp-full-0123456789abcdef" / "notes.txt").touch()
+    (sweep / ".tmp-link-0123456789abcdef").symlink_to(tmp_path)
+    old = time.time() - 7200
+    os.utime(sweep / names[0], (old, old))
+
+    before = {path.name for path in sweep.iterdir()}
+    command = ["gc", "--results", str(tmp_path)]
+    assert cli.main([*command, "--older", "3"]) == 0
+    assert capsys.readouterr().out == f"removed {sweep / names[2]}\n"
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"removed {sweep / names[0]}\n"
+    assert cli.main([*command, "--older", "0"]) == 0
+    assert capsys.readouterr().out == f"removed {sweep / names[1]}\n"
+    assert before - {path.name for path in sweep.iterdir()} == set(names)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--older", "-1"])
+    assert "-1 is given, want a number of at least 0" in capsys.readouterr().err
 
 
 def test_end_to_end_in_a_process_of_its_own(tmp_path):

@@ -1,11 +1,13 @@
 """Runs that stop and start, and results that are the ones asked for."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dltheory.experiment import execute, store
 from dltheory.experiment.sweep import Sweep
@@ -31,21 +33,28 @@ def contents(root):
 def test_a_run_that_was_cut_off_resumes_to_the_same_bits(tmp_path):
     execute.run(SWEEP, tmp_path / "unbroken")
 
-    def stop(cell, done):
-        del done
-        if cell == "width-3":
+    def stop(event):
+        if (event.cell, event.kind) == ("width-3", "progress"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute.run(SWEEP, tmp_path / "broken", report=stop)
+        execute.run(SWEEP, tmp_path / "broken", callback=stop)
     assert execute.missing(SWEEP, tmp_path / "broken") == ["width-3", "width-4"]
     with pytest.raises(store.ResultError, match=r"lacks 2 of 3 cells \(width-3, width-4\): run it"):
         execute.load(SWEEP, tmp_path / "broken")
 
-    seen = []
-    tally = execute.run(SWEEP, tmp_path / "broken", report=lambda *step: seen.append(step))
+    events = []
+    tally = execute.run(SWEEP, tmp_path / "broken", callback=events.append)
     assert tally == execute.Tally(computed=2, present=1)
-    assert seen == [("width-2", 3), ("width-3", 3), ("width-4", 3)]
+    kinds = [("begun", 0), ("compiled", 0), ("progress", 3), ("computed", 3)]
+    assert [(e.cell, e.kind, e.done) for e in events] == [
+        ("width-2", "present", 3),
+        *(("width-3", *kind) for kind in kinds),
+        *(("width-4", *kind) for kind in kinds),
+    ]
+    assert {(e.sweep, e.points) for e in events} == {("s", 3)}
+    assert [e.config.width for e in events if e.arrays is not None] == [3, 4]
+    assert events[-1].arrays["draw"].shape == (3, 4)
     assert execute.missing(SWEEP, tmp_path / "broken") == []
     assert len(contents(tmp_path / "broken")) == 3
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
@@ -108,10 +117,10 @@ def test_a_damaged_cell_is_named_on_resume(tmp_path):
 def test_another_process_may_be_faster(tmp_path, monkeypatch):
     evaluate = execute.evaluate
 
-    def slow(sweep, cell, report=None):
+    def slow(sweep, cell, **options):
         monkeypatch.setattr(execute, "evaluate", evaluate)
         execute.run(sweep, tmp_path)
-        return evaluate(sweep, cell, report=report)
+        return evaluate(sweep, cell, **options)
 
     monkeypatch.setattr(execute, "evaluate", slow)
     assert execute.run(SWEEP, tmp_path) == execute.Tally(computed=0, present=3)
@@ -129,3 +138,36 @@ def test_the_manifest_says_where_the_numbers_come_from(done):
     assert environment["devices"]["backend"] == jax.default_backend()
     assert environment["precision"].keys() == {"matmul", "prng", "xla_flags"}
     assert environment["git"] is None or len(environment["git"]["commit"]) == 40
+
+
+def test_a_new_seed_finds_its_programs_compiled(tmp_path, monkeypatch):
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    asked, counts = Counter(), []
+    count = lambda event, **_: asked.update([event.rpartition("/")[2]])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jax.config.update(names[0], None)
+    compilation_cache.reset_cache()
+    jax.monitoring.register_event_listener(count)
+    try:
+        execute.keep_compilations()
+        for seed in range(2):
+            jax.clear_caches()
+            asked.clear()
+            execute.run(dataclasses.replace(SWEEP, seed=seed), tmp_path / str(seed))
+            counts.append((asked["cache_hits"], asked["cache_misses"]))
+    finally:
+        jax.monitoring.unregister_event_listener(count)
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    programs = counts[0][1]
+    assert programs > len(SWEEP.split())
+    assert counts == [(0, programs), (programs, 0)]
+    assert (tmp_path / "cache" / "dltheory" / "xla").is_dir()
+    one, other = (contents(tmp_path / str(seed)) for seed in range(2))
+    assert all(one[path] != other[path] for path in one)

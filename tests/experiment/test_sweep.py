@@ -72,10 +72,10 @@ def test_chunks_change_no_number_and_fill_the_memory():
     small = dataclasses.replace(whole, memory=1900)
     [cell] = whole.split()
     (wanted, all_at_once), done = execute.evaluate(whole, cell), []
-    arrays, chunk = execute.evaluate(small, cell, report=done.append)
+    arrays, chunk = execute.evaluate(small, cell, callback=done.append)
     assert all_at_once == 23
     assert 1 < chunk < 23
-    assert done == [*range(chunk, 23, chunk), 23]
+    assert [event.done for event in done] == [0, *range(chunk, 23, chunk), 23]
     for name, want in wanted.items():
         np.testing.assert_allclose(arrays[name], want, rtol=1e-13)
     assert execute.evaluate(dataclasses.replace(whole, memory=1), cell)[1] == 1
@@ -182,7 +182,7 @@ class Derived:
         ({"config": Config}, TypeError, "config is a type, want an instance"),
         ({"config": Mutable()}, TypeError, "Mutable can change, want @dataclass"),
         ({"config": Derived()}, TypeError, r"\['area'\] have init=False, want a property"),
-        ({"batching": "pmap"}, ValueError, "batching is 'pmap', want 'vmap' or 'map'"),
+        ({"batching": "pmap"}, ValueError, "batching is 'pmap', want 'vmap', 'map' or 'mesh'"),
         ({"seeds": 0}, ValueError, "seeds is 0, want an integer of at least 1"),
         ({"seeds": 1.5}, ValueError, "seeds is 1.5, want an integer"),
         ({"seed": 2**32}, ValueError, "want an integer below"),

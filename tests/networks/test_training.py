@@ -67,7 +67,7 @@ def process(optimizer=None, **options):
 def test_full_batch_against_a_loop_written_out():
     made = process(record=lambda params: params)
     key = jax.random.key(1)
-    state, history = jax.jit(lambda key: training.run(made, key, STEPS, every=4))(key)
+    state, history = jax.jit(lambda key: training.run(made, key, STEPS, every=4, unroll=3))(key)
     losses, path = momentum(made.init(key).params, [tuple(map(np.asarray, sample()))] * STEPS)
     np.testing.assert_allclose(history.loss, losses, rtol=1e-12)
     assert history.at.tolist() == [0, 4, 8, 12]
