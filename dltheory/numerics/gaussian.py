@@ -148,12 +148,11 @@ def pair_expectation(
         var1, var2, rho = args
         return _plane(mapped1, mapped2, points, even, var1, var2, rho)
 
-    given = var1, var2, rho
     if cov.size <= _BLOCK:
-        return integral(given)
+        return integral((var1, var2, rho))
     # In blocks that the caches hold; each is resolved as finely as its steepest point needs.
     fill = -cov.size % _BLOCK
-    blocks = [jnp.pad(a.reshape(-1), (0, fill)).reshape(-1, _BLOCK) for a in given]
+    blocks = [jnp.pad(a.reshape(-1), (0, fill)).reshape(-1, _BLOCK) for a in (var1, var2, rho)]
     return jax.lax.map(integral, blocks).reshape(-1)[: cov.size].reshape(cov.shape)
 
 
@@ -278,9 +277,8 @@ def _line(std: Array, points: tuple[float, ...]) -> tuple[Array, Array, float]:
         edges = jnp.stack([jnp.full_like(std, edge) for edge in grid])
         for k in moving:
             edges = gaussian_axis.insert(edges, gaussian_axis.in_deviations(k, std))
-        middle, half = (
-            jnp.moveaxis(a, 0, -1)[..., 0, :, None] for a in gaussian_axis.panels(edges)
-        )
+        ends = gaussian_axis.panels(edges)
+        middle, half = (jnp.moveaxis(a, 0, -1)[..., 0, :, None] for a in ends)
     else:
         shape = (1,) * (std.ndim - 1) + (-1, 1)
         ends = grid[1:], grid[:-1]
@@ -362,12 +360,8 @@ def _resolved(
             far = sorted({abs(a + b) for a in points1 for b in points1} - {0.0})
             pairs = itertools.zip_longest(near, far, fillvalue=0.0)
             crossings = [
-                jnp.where(
-                    sign > 0,
-                    gaussian_axis.in_deviations(a, std1),
-                    gaussian_axis.in_deviations(b, std1),
-                )
-                for a, b in pairs
+                jnp.where(sign > 0, *(gaussian_axis.in_deviations(k, std1) for k in pair))
+                for pair in pairs
             ]
         else:
             crossings = [a - sign * b for (_, a), (_, b) in itertools.product(kinks1, kinks2)]
