@@ -15,6 +15,7 @@ from dltheory.networks import activations
 from dltheory.numerics import log_spectrum
 from dltheory.theory import dual, free_probability, mean_field, slope_law, universality
 from tests.facts import FACTS, assert_agrees
+from tests.tier import FULL
 
 # (activation, q, depth, weight_var, ensemble): kinks, atoms at either end, gaps, both ensembles.
 CASES = {
@@ -165,7 +166,7 @@ def test_the_density_is_that_of_marchenko_and_pastur():
     assert (found.stderr == 0).all()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", list(CASES)[: 5 if FULL else 3])
 def test_the_density_has_the_moments_and_the_mass(case):
     found = density(case)
     phi, at = arguments(case)
@@ -274,7 +275,7 @@ def test_deep_networks_approach_the_universal_limits(limit):
     assert abs(errors[1]) < 0.6 * abs(errors[0]) + 1e-9
 
 
-@pytest.mark.parametrize(("limit", "s"), [("smooth", 2.0), ("bernoulli", 0.5)])
+@pytest.mark.parametrize(("limit", "s"), [("smooth", 2.0), *[("bernoulli", 0.5)] * FULL])
 def test_the_universal_densities(limit, s):
     found = jax.jit(lambda s: universality.density(s, limit))(s)
     atom = max(0, 1 - s) if limit == "bernoulli" else 0
