@@ -90,10 +90,10 @@ def axis(
     for k in range(1, grade.panels + 1):
         t = last * (k / grade.panels)
         edges.append(jnp.minimum(jnp.sinh(t) * root(1 / jnp.cosh(t)), _CUT_END))
-    edges = jnp.stack(edges if half else mirrored(edges))
+    edges = edges if half else mirrored(edges)
     for cut in cuts:
-        edges = insert(edges, cut)
-    middle, radius = panels(edges)
+        edges = _inserted(edges, cut)
+    middle, radius = panels(jnp.stack(edges))
 
     def gaussian(item: tuple[Array, ...]) -> tuple[Array, Array]:
         x, weight = item
@@ -122,6 +122,15 @@ def insert(edges: Array, cut: Array) -> Array:
     below, above = (jnp.concatenate(a) for a in ((edges[:1], edges), (edges, edges[-1:])))
     # Not by maximum and minimum: at a tie they would give each side half of the derivative.
     return jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
+
+
+def _inserted(edges: list[Array], cut: Array) -> list[Array]:
+    """The same for a list: a larger program, but all of it one loop over the points."""
+    cut = jnp.clip(cut, edges[0], edges[-1])
+    return [
+        jnp.where(above <= cut, above, jnp.where(below <= cut, cut, below))
+        for below, above in zip([edges[0], *edges], [*edges, edges[-1]], strict=True)
+    ]
 
 
 def panels(edges: Array) -> tuple[Array, Array]:
