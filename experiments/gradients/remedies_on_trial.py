@@ -5,7 +5,8 @@ Paper    Glorot and Bengio (2010); Schoenholz et al. (2017) for critical initial
          connections with branches of 1/sqrt(depth); Ba, Kiros and Hinton (2016) for layer
          normalisation. Theory foretells the growth of squared gradients over each layer: chi_1;
          with skips 1 + chi_1 / depth; with layer normalisation E phi'^2 / E phi^2. A net can be
-         trained if its depth is below six times the depth scale of the correlation map.
+         trained if its depth is below six times the depth scale: of the map of covariances, since
+         that of correlations does not see lengths vanish, and would call plain ReLU trainable.
 Run      dltheory run remedies_on_trial                 (about a minute on two cores)
          dltheory run remedies_on_trial --profile full  (not timed)
 Expect   Growth before training as foretold, for every remedy and activation. Clipping lets plain
