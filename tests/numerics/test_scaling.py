@@ -1,4 +1,4 @@
-"""Fitted power laws against numpy and scipy, and the honesty of their standard errors."""
+"""Fitted power laws and their curvature against numpy and scipy; the honesty of their errors."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
-from dltheory.numerics.scaling import power_law
+from dltheory.numerics.scaling import curvature, power_law
 from tests.tier import cases
 
 X = jnp.array([16.0, 32, 64, 128, 300, 512])
@@ -118,3 +118,50 @@ def test_illegal_shapes_are_named():
         power_law(X[:1], Y[:1], stderr=STDERR[:1])
     with pytest.raises(TypeError, match="y holds complex128; want real numbers"):
         power_law(X, Y.astype(complex))
+
+
+def test_curvature_with_errors_is_the_quadratic_term_of_a_weighted_fit():
+    weights = np.asarray(Y / STDERR)
+    coefficients, cov = np.polyfit(np.log(X), np.log(Y), 2, w=weights, cov="unscaled")
+    test = curvature(X, Y, stderr=STDERR)
+    np.testing.assert_allclose(test.value, coefficients[0], rtol=1e-9)
+    np.testing.assert_allclose(test.stderr, np.sqrt(cov[0, 0]), rtol=1e-10)
+    score = abs(coefficients[0]) / np.sqrt(cov[0, 0])
+    np.testing.assert_allclose(test.p_value, 2 * stats.norm.sf(score), rtol=1e-9)
+
+
+def test_curvature_without_errors_is_the_f_test_of_two_models():
+    u, v = np.log(X), np.log(Y)
+    straight, bent = (np.polyfit(u, v, degree) for degree in (1, 2))
+    squares = [float(np.sum((v - np.polyval(fit, u)) ** 2)) for fit in (straight, bent)]
+    f = (squares[0] - squares[1]) / (squares[1] / 3)
+    test = curvature(X, Y)
+    np.testing.assert_allclose(test.value, bent[0], rtol=1e-9)
+    np.testing.assert_allclose((test.value / test.stderr) ** 2, f, rtol=1e-9)
+    np.testing.assert_allclose(test.p_value, stats.f.sf(f, 1, 3), rtol=1e-9)
+    single = curvature(X, Y.astype(jnp.float32))
+    assert {value.dtype for value in single} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(single, test, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_p_values_are_uniform_under_a_power_law_and_small_off_it(given):
+    z = jax.random.normal(jax.random.key(1), (cases(20_000), 6))
+    errors = lambda y: {"stderr": 0.02 * y} if given else {}
+    test = jax.jit(jax.vmap(lambda y: curvature(X, y, **errors(y)).p_value))
+    y = 2.5 * X[None] ** -0.7 * jnp.exp(0.02 * z)
+    assert stats.kstest(np.asarray(test(y)), "uniform").pvalue > 1e-3
+    # A floor under the law bends it.
+    assert np.median(test(y + 0.02)) < 1e-2
+
+
+def test_curvature_needs_three_places():
+    two = jnp.array([16.0, 16, 64, 64, 64, 16])
+    assert np.all(np.isnan(curvature(two, Y)))
+    assert np.all(np.isnan(curvature(X, Y.at[1].set(-1.0), stderr=STDERR)))
+    with pytest.raises(ValueError, match="x and y hold 3 points; want 4 or more without stderr"):
+        curvature(X[:3], Y[:3])
+    with pytest.raises(ValueError, match="x and y hold 2 points; want 3 or more with stderr"):
+        curvature(X[:2], Y[:2], stderr=STDERR[:2])
+    flat = curvature(jnp.array([1.0, 2, 4, 8]), jnp.ones(4))
+    np.testing.assert_array_equal(np.asarray(flat), [0, 0, 1])
