@@ -169,8 +169,10 @@ MACHINERY = {
     "dltheory.networks.layers",  # networks.sites
     "dltheory.networks.program",  # networks.sites
     "dltheory.numerics.branch_and_bound",  # numerics.intervals
+    "dltheory.numerics.double_double",  # numerics.simplex_sup
     "dltheory.numerics.interval_arithmetic",  # numerics.intervals
     "dltheory.numerics.interval_rules",  # numerics.intervals
+    "dltheory.numerics.simplex_forms",  # numerics.simplex_sup
     "dltheory.numerics.stratified",  # numerics.log_spectrum
     "dltheory.numerics.gaussian_axis",  # numerics.gaussian
     "dltheory.theory.fixed_points",  # theory.mean_field

@@ -9,6 +9,7 @@
 - `scaling`: power laws with the standard error of the exponent;
 - `intervals`: rigorous bounds on a traced program over a box;
 - `sup_norm`: a certified bracket of the largest size of a function over a box;
+- `simplex_sup`: a certified bracket for piecewise linear functions, by simplices;
 - `results`: the NamedTuples that theory and measurement both return.
 """
 
@@ -20,6 +21,7 @@ from . import (  # noqa: F401
     norms,
     results,
     scaling,
+    simplex_sup,
     singular_values,
     spectra,
     sup_norm,

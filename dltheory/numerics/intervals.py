@@ -147,7 +147,7 @@ def enclosure(fn: Callable[[Array], Array], like: Any = 0.0) -> Enclosure:
         point = Interval(*[np.zeros((1, *like.shape))] * 2)
         _bounds(program, point)
         try:
-            slope = jax.make_jaxpr(jax.grad(_opened(program)))(argument)
+            slope = jax.make_jaxpr(jax.grad(opened(program)))(argument)
             _bounds(slope, point)
         except NotImplementedError:
             slope = None
@@ -369,8 +369,15 @@ def _inner(eqn) -> core.ClosedJaxpr | None:
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 
-def _opened(program: core.ClosedJaxpr) -> Callable[[Array], Array]:
-    """A program as a function whose derivative is that of its primitives."""
+def opened(program: core.ClosedJaxpr) -> Callable[[Array], Array]:
+    """A program without its calls, as a function whose derivative is that of its primitives.
+
+    Args:
+        program: A traced program of one argument and one output.
+
+    Returns:
+        The function; when it is called, `NotImplementedError` says that there are loops.
+    """
 
     def run(program, args):
         jaxpr = program.jaxpr
