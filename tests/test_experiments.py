@@ -1,12 +1,13 @@
 """Every experiment states its claim in one form, and can be traced with what the library is now."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 
-from dltheory.experiment import catalogue
+from dltheory.experiment import catalogue, stages
 from tests.tier import FULL
 
 ROOT = Path(__file__).parents[1]
@@ -49,9 +50,6 @@ def test_a_cell_of_each_sweep_traces(path):
         cell = sweep.split()[0]
         with jax.enable_x64(sweep.x64):
             point = jax.tree.map(lambda axis: axis[0], sweep.points())
-            found = jax.eval_shape(
-                lambda key, point, sweep=sweep, cell=cell: sweep.run_point(cell, key, point),
-                sweep.key(cell),
-                point,
-            )
+            one = sweep.run_point if sweep.steps is None else partial(stages.start, sweep)
+            found = jax.eval_shape(partial(one, cell), sweep.key(cell), point)
         assert found

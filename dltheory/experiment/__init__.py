@@ -4,6 +4,7 @@
 - `execute`: sweeps, cell by cell, on the local devices;
 - `events`: what happens while cells are computed;
 - `programs`: a cell as a compiled program, over the local devices;
+- `stages`: long trials in stages, their state on disk between two of them;
 - `parts`: finished chunks of a cell that is not finished;
 - `workers`: cells over processes of this machine, or over others;
 - `store`: results on disk, written whole or not at all;
@@ -28,6 +29,7 @@ from . import (  # noqa: F401
     programs,
     reference,
     report,
+    stages,
     store,
     sweep,
     workers,

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{verb!r} is no command, want list, {', '.join(commands)}, gc")
         execute.give_threads()
         options, experiments = _parse(verb, words)
+        _warn(experiments, as_json)
         return commands[verb](experiments, options)
     except UsageError as error:
         _complain(str(error), as_json)
@@ -88,7 +89,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, as_json: bool) -> None:
-    print(events.json_error(message) if as_json else f"dltheory: {message}", file=sys.stderr)
+    line = events.json_note("error", message) if as_json else f"dltheory: {message}"
+    print(line, file=sys.stderr)
+
+
+def _warn(experiments: list[Experiment], as_json: bool) -> None:
+    """Say which results were computed by other code; what is drawn of them may still be wanted."""
+    for experiment in experiments:
+        for sweep in experiment.sweeps:
+            if old := execute.outdated(sweep, experiment.root):
+                message = (
+                    f"{experiment.name}/{sweep.name}: the trial's code has changed since "
+                    f"{len(old)} of {len(sweep.split())} cells were computed "
+                    f"({', '.join(old[:3])}{', ...' if len(old) > 3 else ''}); remove them from "
+                    f"{experiment.root / sweep.name} to compute them anew"
+                )
+                line = f"dltheory: warning: {message}"
+                print(events.json_note("warning", message) if as_json else line, file=sys.stderr)
 
 
 def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experiment]]:

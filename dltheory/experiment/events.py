@@ -18,6 +18,9 @@ class Event(NamedTuple):
         cell: Name of the cell.
         done: Points done.
         points: Points of the cell, all of them.
+        step: Steps done by the points at work; where none is, by those that are done.
+        steps: Steps that each point takes; 0 where the trial has none.
+        running: How many points are at work on their steps.
         config: The cell's configuration; None where the event comes from a worker.
         arrays: The result, if it was computed here just now; otherwise None.
     """
@@ -27,8 +30,16 @@ class Event(NamedTuple):
     cell: str
     done: int
     points: int
+    step: int = 0
+    steps: int = 0
+    running: int = 0
     config: Any = None
     arrays: Mapping[str, Any] | None = None
+
+    @property
+    def work(self) -> float:
+        """Points done, counting the steps of those at work as parts of a point."""
+        return self.done + self.running * self.step / max(self.steps, 1)
 
 
 def json_line(experiment: str, event: Event) -> str:
@@ -46,25 +57,27 @@ def json_line(experiment: str, event: Event) -> str:
     ': "gaussian", "cell": "width-64", "done": 50, "points": 50}'
     """
     told = event._asdict()
-    told = {name: told[name] for name in ("kind", "sweep", "cell", "done", "points")}
+    steps = ("step", "steps") if event.steps else ()
+    told = {name: told[name] for name in ("kind", "sweep", "cell", "done", "points", *steps)}
     return json.dumps({"time": _now(), "experiment": experiment, **told})
 
 
-def json_error(message: str) -> str:
-    """Write an error as one line of JSON.
+def json_note(kind: Literal["error", "warning"], message: str) -> str:
+    """Write an error or a warning as one line of JSON.
 
     Args:
+        kind: Which of the two.
         message: What went wrong.
 
     Returns:
         The line, without its end.
     """
-    return json.dumps({"time": _now(), "kind": "error", "message": message})
+    return json.dumps({"time": _now(), "kind": kind, "message": message})
 
 
 @contextlib.contextmanager
 def bar(stream: IO[str], points: int, cells: int) -> Iterator[Callable[[str, Event], None]]:
-    """Draw a bar over all points, with the cells counted and the time that is left.
+    """Draw a bar over all points, with cells and steps counted and the time that is left.
 
     Args:
         stream: A terminal.
@@ -85,21 +98,22 @@ def bar(stream: IO[str], points: int, cells: int) -> Iterator[Callable[[str, Eve
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.description}"),
     ]
-    done: dict[tuple[str, str, str], int] = {}
+    done: dict[tuple[str, str, str], float] = {}
     ended: set[tuple[str, str, str]] = set()
     with progress.Progress(*columns, console=Console(file=stream)) as drawn:
         task = drawn.add_task("", total=points, cells=f"0/{cells}")
 
         def move(experiment: str, event: Event) -> None:
             cell = experiment, event.sweep, event.cell
-            done[cell] = event.done
+            done[cell] = event.work
+            step = f" step {event.step}/{event.steps}" if event.running else ""
             if event.kind in ("computed", "present", "lost"):
                 ended.add(cell)
             drawn.update(
                 task,
                 completed=sum(done.values()),
                 cells=f"{len(ended)}/{cells}",
-                description="/".join(cell),
+                description="/".join(cell) + step,
             )
 
         yield move

@@ -1,6 +1,6 @@
 """Sweeps on the local devices: compile a cell once, run it in chunks, keep what is done."""
 
-import inspect
+import functools
 import json
 import math
 import operator
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dltheory.experiment import programs, provenance, store
+from dltheory.experiment import programs, provenance, stages, store
 from dltheory.experiment.events import Event
 from dltheory.experiment.parts import Parts
+from dltheory.experiment.stages import Stages
 from dltheory.experiment.sweep import Cell, Sweep
 
 
@@ -58,8 +59,10 @@ def evaluate(
     Args:
         sweep: The sweep.
         cell: One of `sweep.split()`.
-        callback: Called with an `Event` once the program is compiled, and after each chunk.
-        parts: Where to keep the chunks that are done, and to look for them, if there are several.
+        callback: Called with an `Event` once the program is compiled, and after each chunk and
+            each stage of one.
+        parts: Where to keep the chunks that are done, if there are several, and checkpoints, and
+            to look for them. With several processes the first one does.
 
     Returns:
         The arrays, leading axes `(*grid, seeds)`, with the axes of the grid under their names; and
@@ -80,17 +83,23 @@ def evaluate(
         tell("compiled", 0)
         keep = parts if chunk < count else None
         for start in range(0, count, chunk):
-            part = keep.load(start, chunk) if keep is not None else None
+            part = _found(keep, start, chunk, program)
+            done = min(start + chunk, count)
             if part is None:
                 # The last chunk repeats the last point: one program serves all of them.
                 rows = np.minimum(np.arange(start, start + chunk), count - 1)
-                outputs = program(key, jax.tree.map(operator.itemgetter(rows), points))
-                part = {name: np.asarray(array) for name, array in outputs.items()}
-                if keep is not None:
+                at = jax.tree.map(operator.itemgetter(rows), points)
+                if isinstance(program, Stages):
+                    heard = functools.partial(tell, "progress", start, running=done - start)
+                    part = stages.run(sweep, program, key, at, parts=parts, first=start, tell=heard)
+                else:
+                    outputs = program(key, at)
+                    part = {name: np.asarray(array) for name, array in outputs.items()}
+                if keep is not None and jax.process_index() == 0:
                     keep.save(start, chunk, part)
             computed.append(part)
-            tell("progress", min(start + chunk, count))
-    arrays = {axis: np.asarray(values) for axis, values in sweep.grid.items()}
+            tell("progress", done)
+    arrays = sweep.vectors
     for name in computed[0]:
         rows = np.concatenate([part[name] for part in computed])[:count]
         arrays[name] = rows.reshape(sweep.shape + rows.shape[1:])
@@ -138,7 +147,8 @@ def compute(
     tell = _teller(sweep, cell, callback)
     folder, count = _folder(sweep, cell, root), math.prod(sweep.shape)
     identity = sweep.identity(cell)
-    parts = Parts(folder, store.fingerprint(identity))
+    code = provenance.code(sweep.trial, cell.config)
+    parts = Parts(folder, store.fingerprint(identity), code)
     if _agreed(folder.exists()):
         if jax.process_index() == 0:
             _read(sweep, cell, root)
@@ -148,8 +158,9 @@ def compute(
     store.make_folder(folder.parent)  # Where it cannot be, say so before the work.
     tell("begun", 0)
     started, clock = datetime.now(UTC), time.perf_counter()
-    alone = jax.process_count() == 1
-    arrays, chunk = evaluate(sweep, cell, callback=callback, parts=parts if alone else None)
+    # Of several processes each computes all, unless they share each trial: then parts are shared.
+    kept = parts if sweep.batching == "mesh" or jax.process_count() == 1 else None
+    arrays, chunk = evaluate(sweep, cell, callback=callback, parts=kept)
     if jax.process_index() > 0:
         return True  # All processes have it all, and the first one writes.
     manifest = {
@@ -159,7 +170,8 @@ def compute(
         "memory": sweep.memory,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
-        "environment": provenance.environment(_source(sweep.trial)),
+        "code": code,
+        "environment": provenance.environment(provenance.source(sweep.trial)),
     }
     try:
         store.save(folder, arrays, manifest)
@@ -168,7 +180,7 @@ def compute(
         tell("present", count)
         return False
     parts.remove()
-    tell("computed", count, arrays)
+    tell("computed", count, arrays=arrays)
     return True
 
 
@@ -225,13 +237,38 @@ def missing(sweep: Sweep, root: Path) -> list[str]:
     return [cell.name for cell in sweep.split() if not _folder(sweep, cell, root).exists()]
 
 
+def outdated(sweep: Sweep, root: Path) -> list[str]:
+    """Name the cells on disk whose trial's code has changed since.
+
+    Args:
+        sweep: The sweep.
+        root: The folder that `run` is given.
+
+    Returns:
+        Names of the cells whose manifest has another hash than `provenance.code` gives now.
+    """
+    names = []
+    for cell in sweep.split():
+        code = provenance.code(sweep.trial, cell.config)
+        try:
+            recorded = store.load_manifest(_folder(sweep, cell, root)).get("code")
+        except store.ResultError:
+            continue  # Absent or damaged: whoever reads it says so.
+        if None not in (recorded, code) and recorded != code:
+            names.append(cell.name)
+    return names
+
+
 def _teller(
     sweep: Sweep, cell: Cell, callback: Callable[[Event], None] | None
 ) -> Callable[..., None]:
-    def tell(kind: Any, done: int, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    points, steps = math.prod(sweep.shape), sweep.steps or 0
+
+    def tell(kind: Any, done: int, step: int | None = None, **more: Any) -> None:
         if callback is not None:
-            points = math.prod(sweep.shape)
-            callback(Event(kind, sweep.name, cell.name, done, points, cell.config, arrays))
+            step = step if step is not None else steps if done else 0
+            more |= {"step": step, "steps": steps, "config": cell.config}
+            callback(Event(kind, sweep.name, cell.name, done, points, **more))
 
     return tell
 
@@ -243,6 +280,19 @@ def _agreed(value: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def _found(parts: Parts | None, start: int, chunk: int, program: Any) -> Any:
+    """A chunk that is on disk; of several processes the first one reads it for all."""
+    if parts is None:
+        return None
+    part = parts.load(start, chunk) if jax.process_index() == 0 else None
+    if not _agreed(part is not None) or jax.process_count() == 1:
+        return part
+    from jax.experimental import multihost_utils
+
+    blank = {name: np.zeros(info.shape, info.dtype) for name, info in program.out_info.items()}
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(part or blank))
 
 
 def _folder(sweep: Sweep, cell: Cell, root: Path) -> Path:
@@ -274,10 +324,3 @@ def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         for path in sorted(old.keys() | new.keys(), key=str)
         if old.get(path) != new.get(path)
     )
-
-
-def _source(trial: Callable[..., Any]) -> Path | None:
-    try:
-        return Path(inspect.getfile(inspect.unwrap(trial)))
-    except TypeError:
-        return None

@@ -26,7 +26,8 @@ def to_xarray(sweep: Sweep, result: Result) -> Any:
     Returns:
         An `xarray.Dataset` with the dimensions `(*grid, "seed")`, then `<name>_0`, `<name>_1`, ...
         for the axes of the trial's own; the grid's values as coordinates; and the attributes
-        `sweep` and `config`, the latter as canonical JSON.
+        `sweep` and `config`, the latter as canonical JSON. Where a sweep has steps, the records
+        have the dimension and coordinate `at`.
 
     Raises:
         ImportError: If xarray is not installed.
@@ -71,12 +72,17 @@ def variables_of(
         For each array its dimensions and itself, and the coordinates.
     """
     shared = (*sweep.grid, "seed")
+
+    def own(name: str, count: int) -> tuple[str, ...]:
+        named = tuple(f"{name}_{i}" for i in range(count))
+        return ("at", *named[1:]) if "at" in sweep.vectors and name != "loss" else named
+
     variables = {
-        name: ((*shared, *(f"{name}_{i}" for i in range(array.ndim - len(shared)))), array)
+        name: ((*shared, *own(name, array.ndim - len(shared))), array)
         for name, array in result.arrays.items()
-        if name not in sweep.grid
+        if name not in sweep.vectors
     }
-    coordinates = {axis: result.arrays[axis] for axis in sweep.grid}
+    coordinates = {axis: result.arrays[axis] for axis in sweep.vectors}
     return variables, {**coordinates, "seed": np.arange(sweep.seeds)}
 
 
@@ -95,7 +101,7 @@ def columns_of(sweep: Sweep, result: Result) -> dict[str, Any]:
     index, values = sweep.points()
     columns |= {**values, "seed": index.astype(int)}
     for name, array in result.arrays.items():
-        if name in sweep.grid:
+        if name in sweep.vectors:
             continue
         own = array.shape[len(sweep.shape) :]
         flat = array.reshape(trials, -1)

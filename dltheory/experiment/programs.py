@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dltheory.experiment import store
+from dltheory.experiment import stages, store
+from dltheory.experiment.stages import Stages
 from dltheory.experiment.sweep import Cell, Sweep
 
 
@@ -17,11 +18,12 @@ class Program(NamedTuple):
     """A compiled batch of trials.
 
     Attributes:
-        run: `run(key, points) -> {name: array}`, for `chunk` points at a time.
+        run: `run(key, points) -> {name: array}`, for `chunk` points at a time; the `Stages` of
+            their processes where the sweep has steps.
         chunk: How many points.
     """
 
-    run: Callable[..., Mapping[str, Any]]
+    run: Callable[..., Mapping[str, Any]] | Stages
     chunk: int
 
 
@@ -42,40 +44,45 @@ def build(sweep: Sweep, cell: Cell, key: jax.Array, points: Any, *, chunk: int =
         The `Program`.
 
     Raises:
-        TypeError: If the trial returns anything but a dict of arrays that a result can hold.
+        TypeError: If the trial returns anything but a dict of arrays that a result can hold, or a
+            process that reads one.
     """
     if sweep.batching == "mesh":
-        return Program(_compile(sweep, _on_all_devices(sweep, cell), key, points, 1), 1)
+        lowered = jax.jit(_on_all_devices(sweep, cell)).lower(key, _first(points, 1))
+        _check_outputs(sweep, lowered.out_info)
+        return Program(lowered.compile(), 1)
     count, devices = len(points[0]), jax.local_devices()
     if chunk:
-        batch = _on_local_devices(sweep, cell, _divisor(chunk, len(devices)))
-        return Program(_compile(sweep, batch, key, points, chunk), chunk)
+        spread = _divisor(chunk, len(devices))
+        return Program(_compile(sweep, cell, spread, key, points, chunk)[0], chunk)
     fitting = count
     while True:
         chunk = math.ceil(count / math.ceil(count / fitting))
         spread = min(len(devices), chunk)
         chunk = spread * math.ceil(chunk / spread)
-        program = _compile(sweep, _on_local_devices(sweep, cell, spread), key, points, chunk)
-        used = _bytes(program)
+        program, used = _compile(sweep, cell, spread, key, points, chunk)
         if used <= sweep.memory or chunk == spread:
             return Program(program, chunk)
         fitting = max(spread, min(chunk - spread, chunk * sweep.memory // used))
 
 
-def _on_local_devices(sweep: Sweep, cell: Cell, spread: int) -> Callable[..., Any]:
-    def batch(key, points):
-        one = functools.partial(sweep.run_point, cell, key)
-        return jax.vmap(one)(points) if sweep.batching == "vmap" else jax.lax.map(one, points)
+def _on_local_devices(sweep: Sweep, one: Callable[..., Any], spread: int, count: int) -> Any:
+    """Compile `one(key, *each)`, of `count` arguments, for a batch of all of them."""
+
+    def batch(key, *each):
+        if sweep.batching == "vmap":
+            return jax.vmap(functools.partial(one, key))(*each)
+        return jax.lax.map(lambda each: one(key, *each), each)
 
     if spread == 1:
-        return batch
+        return jax.jit(batch)
     devices = jax.local_devices()[:spread]
     mesh = jax.make_mesh((spread,), ("points",), (AxisType.Auto,), devices=devices)
-    each = PartitionSpec("points")
+    specs = PartitionSpec(), *[PartitionSpec("points")] * count
     # Unchecked: a trial may carry constants through its loops, which the check would refuse.
-    return jax.shard_map(
-        batch, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each, check_vma=False
-    )
+    mapped = jax.shard_map(batch, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(mapped, in_shardings=shardings, out_shardings=shardings[1])
 
 
 def _on_all_devices(sweep: Sweep, cell: Cell) -> Callable[..., Any]:
@@ -91,11 +98,29 @@ def _on_all_devices(sweep: Sweep, cell: Cell) -> Callable[..., Any]:
     return batch
 
 
-def _compile(sweep: Sweep, batch: Callable[..., Any], key: Any, points: Any, chunk: int) -> Any:
+def _compile(
+    sweep: Sweep, cell: Cell, spread: int, key: Any, points: Any, chunk: int
+) -> tuple[Any, int]:
+    """What `Program.run` holds, and the bytes that it takes of a device."""
+    points = _first(points, chunk)
+    if sweep.steps is None:
+        one = functools.partial(sweep.run_point, cell)
+        lowered = _on_local_devices(sweep, one, spread, 1).lower(key, points)
+        _check_outputs(sweep, lowered.out_info)
+        program = lowered.compile()
+        return program, _bytes(program)
+    start, advance = (functools.partial(f, sweep, cell) for f in (stages.start, stages.advance))
+    first = _on_local_devices(sweep, start, spread, 1).lower(key, points)
+    state, record = first.out_info
+    following = _on_local_devices(sweep, advance, spread, 2).lower(key, points, state)
+    _check_outputs(sweep, record, following.out_info[1])
+    both = first.compile(), following.compile()
+    return Stages(*both, state), max(map(_bytes, both))
+
+
+def _first(points: Any, chunk: int) -> Any:
     rows = np.minimum(np.arange(chunk), len(points[0]) - 1)
-    lowered = jax.jit(batch).lower(key, jax.tree.map(lambda a: a[rows], points))
-    _check_outputs(sweep, lowered.out_info)
-    return lowered.compile()
+    return jax.tree.map(lambda a: a[rows], points)
 
 
 def _divisor(number: int, most: int) -> int:
@@ -110,10 +135,19 @@ def _bytes(program: jax.stages.Compiled) -> int:
     return use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes
 
 
-def _check_outputs(sweep: Sweep, outputs: Any) -> None:
+def _check_outputs(sweep: Sweep, outputs: Any, loss: Any = None) -> None:
     """Refuse before any work what could not be written after it."""
-    if not isinstance(outputs, Mapping) or not outputs:
+    if not isinstance(outputs, Mapping) or not (outputs or sweep.steps):
         raise TypeError(f"the trial of {sweep.name!r} returns {outputs!r}, want a dict of arrays")
+    if sweep.steps is not None:
+        if taken := {"at", "loss"} & outputs.keys():
+            raise TypeError(
+                f"the trial of {sweep.name!r} reads {taken.pop()!r}, a name that results with "
+                "steps have taken"
+            )
+        outputs = {"loss": loss, **outputs}
+        for name in outputs:
+            store.check_name(stages.RECORD + name, "array")
     for name, output in outputs.items():
         store.check_name(name, "array")
         if name in sweep.grid:

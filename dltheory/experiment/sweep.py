@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dltheory.experiment import store
+from dltheory.networks.training import Stepped
 
 
 class Cell(NamedTuple):
@@ -46,12 +47,18 @@ class Sweep:
     Attributes:
         name: Folder of the results; unique within an experiment.
         trial: `trial(key, config) -> {name: array}`, pure and traceable; with `"mesh"`,
-            `trial(key, config, mesh)`.
+            `trial(key, config, mesh)`. With `steps` it returns a `training.Stepped`, such as
+            `training.descent` does, whose `read` gives the dict of arrays.
         config: A frozen dataclass of None, bool, int, float, str, tuples and dataclasses.
         cells: Axes that change the program (width, depth, activation): field -> values.
         grid: Axes that are numbers in one program (variances, rates): field -> values.
         seeds: How many seeds.
         seed: The root of all randomness.
+        steps: How many steps the trial's process takes; None for a trial that has none. A result
+            then holds `loss`, with a last axis of `steps`; what `read` gives, each with an axis
+            for the records behind the seeds; and `at`, the steps done at each record.
+        every: Steps between two records, a divisor of `steps`, in one compiled loop. Between two
+            of them a checkpoint may be written, from which a run that was killed goes on.
         batching: `"vmap"` runs points side by side, in chunks that fit `memory`; `"map"` runs them
             one by one on each device, with the same bits whatever the number of points and devices.
             Both share the points out among the local devices. `"mesh"` is for a trial that is too
@@ -69,6 +76,8 @@ class Sweep:
     grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     seeds: int = 1
     seed: int = 0
+    steps: int | None = None
+    every: int | None = None
     batching: Literal["vmap", "map", "mesh"] = "vmap"
     x64: bool = False
     memory: int = 1 << 30
@@ -84,6 +93,7 @@ class Sweep:
                 raise ValueError(f"{name} is {value!r}, want an integer of at least {least}")
         if self.seed >= 1 << 32:
             raise ValueError(f"seed is {self.seed}, want an integer below 2**32")
+        self._check_steps()
         fields = {f.name for f in dataclasses.fields(self.config)}
         for axis, values in [*self.cells.items(), *self.grid.items()]:
             if axis not in fields:
@@ -113,6 +123,14 @@ class Sweep:
     def shape(self) -> tuple[int, ...]:
         """Leading axes of every result array: `(*grid, seeds)`."""
         return (*(len(values) for values in self.grid.values()), self.seeds)
+
+    @property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """What a result holds as vectors, by name: the axes of `grid` and, with `steps`, `at`."""
+        vectors = {axis: np.asarray(values) for axis, values in self.grid.items()}
+        if self.steps is not None:
+            vectors["at"] = np.arange(0, self.steps + 1, self.every, dtype=np.int32)
+        return vectors
 
     def split(self) -> tuple[Cell, ...]:
         """List the cells, the last axis fastest.
@@ -160,6 +178,7 @@ class Sweep:
         Returns:
             Plain values; two results may share a folder only if these agree.
         """
+        stages = {} if self.steps is None else {"steps": self.steps, "every": self.every}
         return {
             "sweep": self.name,
             "config": cell.config,
@@ -168,6 +187,7 @@ class Sweep:
             "seed": self.seed,
             "batching": self.batching,
             "x64": self.x64,
+            **stages,
         }
 
     def key(self, cell: Cell) -> Array:
@@ -205,12 +225,62 @@ class Sweep:
 
         Returns:
             What the trial returns.
+
+        Raises:
+            TypeError: If that is a process, and the sweep has no steps for it.
         """
-        index, values = point
-        config = copy.copy(cell.config)
-        for axis, value in values.items():
-            object.__setattr__(config, axis, value)
-        return self.trial(jax.random.fold_in(key, index), config, *mesh)
+        outputs = self.trial(jax.random.fold_in(key, point[0]), _configured(cell, point), *mesh)
+        if isinstance(outputs, Stepped):
+            raise TypeError(
+                f"the trial of {self.name!r} returns a Stepped: give the sweep its steps and every"
+            )
+        return outputs
+
+    def process(
+        self, cell: Cell, key: Array, point: tuple[Array, Mapping[str, Array]]
+    ) -> tuple[Stepped, Array]:
+        """Ask the trial for its process at one point.
+
+        Args:
+            cell: One of `split()`.
+            key: `key(cell)`.
+            point: The seed's index and the grid's values, scalars, traced or not.
+
+        Returns:
+            The process, and the key to start it from. The trial is given another one, so that
+            both may draw from theirs.
+
+        Raises:
+            TypeError: If the trial returns anything else.
+        """
+        key_trial, key_init = jax.random.split(jax.random.fold_in(key, point[0]))
+        process = self.trial(key_trial, _configured(cell, point))
+        if not isinstance(process, Stepped):
+            raise TypeError(
+                f"the trial of {self.name!r} returns a {type(process).__name__}, want a "
+                "training.Stepped, since the sweep has steps"
+            )
+        return process, key_init
+
+    def _check_steps(self) -> None:
+        if self.steps is None and self.every is None:
+            return
+        whole = type(self.steps) is int and type(self.every) is int
+        if not whole or self.every < 1 or self.steps < 1 or self.steps % self.every:  # pyright: ignore
+            raise ValueError(
+                f"steps is {self.steps!r} and every is {self.every!r}, want positive integers, "
+                "steps a multiple of every"
+            )
+        if taken := {"at", "loss"} & self.grid.keys():
+            raise ValueError(
+                f"grid axis {taken.pop()!r} has a name that results with steps have taken, "
+                "want another one"
+            )
+        if self.batching == "mesh":
+            raise ValueError(
+                "batching is 'mesh', whose trials have no steps, want 'vmap' or 'map'; or let the "
+                "trial take its steps itself"
+            )
 
 
 def _check_config(config: Any) -> None:
@@ -220,6 +290,13 @@ def _check_config(config: Any) -> None:
         raise TypeError(f"config {type(config).__name__} can change, want @dataclass(frozen=True)")
     if derived := [f.name for f in dataclasses.fields(config) if not f.init]:
         raise TypeError(f"config fields {derived} have init=False, want a property instead")
+
+
+def _configured(cell: Cell, point: tuple[Array, Mapping[str, Array]]) -> Any:
+    config = copy.copy(cell.config)
+    for axis, value in point[1].items():
+        object.__setattr__(config, axis, value)
+    return config
 
 
 def _numbers(values: Sequence[float]) -> list[float]:

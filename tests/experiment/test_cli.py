@@ -83,6 +83,28 @@ def test_figures(call, tmp_path):
     assert all((tmp_path / path).stat().st_size > 1000 for path in written)
 
 
+@pytest.mark.parametrize("verb", ["run", "status", "figures", "claims"])
+def test_results_of_other_code_are_pointed_out_and_used(call, tmp_path, verb):
+    path = tmp_path / FILE.name
+    path.write_text(FILE.read_text().replace("config.scale * jnp", "2 * config.scale * jnp"))
+    code, out, err = call(verb, on=path)
+    assert code == 0
+    assert "FAILS" not in out
+    assert err.splitlines()[0].startswith(
+        "dltheory: warning: linear_spectrum/gaussian: the trial's code has changed since 2 of 2 "
+        "cells were computed (width-8, width-16); remove them from "
+    )
+    assert err.count("warning") == 2
+
+
+def test_a_warning_is_a_line_of_json(call, tmp_path):
+    path = tmp_path / FILE.name
+    path.write_text(FILE.read_text().replace("config.scale * jnp", "2 * config.scale * jnp"))
+    _, _, err = call("run", "--log", "json", on=path)
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["kind"] for line in lines] == ["warning"] * 2 + ["present"] * 3
+
+
 def test_claims_that_hold(call):
     code, out, _ = call("claims")
     assert code == 0

@@ -10,17 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from dltheory.experiment import catalogue, execute, store
+from dltheory.experiment import catalogue, execute, parts, provenance, store
 from tests.tier import FULL
 
 SHARED = Path(__file__).with_name("shared_sum.py")
+MAIN = "import sys; from dltheory.experiment.cli import main; sys.exit(main())"
+RUN = ["-c", MAIN, "run", str(SHARED), "--results"]
 # The same sweeps on one device and on two; no LAPACK in them, whose batches block each other.
 TWO_DEVICES = """
 import dataclasses, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from dltheory.experiment import catalogue, execute
+from dltheory.experiment import catalogue, execute, stages
 from dltheory.experiment.sweep import Sweep
+from dltheory.networks.training import Stepped
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -33,6 +36,15 @@ def trial(key, config):
     x, sums = jax.lax.scan(step, jnp.ones(32), weights)
     return {"x": x, "sums": sums}
 
+def in_steps(key, config):
+    weight = jax.random.normal(key, (32, 32)) / 6
+    step = lambda x: (x + config.rate * jnp.tanh(weight @ x), jnp.sum(x))
+    return Stepped(lambda key: jax.random.normal(key, (32,)), step, lambda x: {"x": x})
+
+def until_checkpoint(event):
+    if event.step == 2:
+        raise KeyboardInterrupt
+
 both = jax.local_devices()
 assert len(both) == 2
 one_by_one = Sweep("map", trial, Config(), grid={"rate": (0.1, 0.3)}, seeds=3, batching="map")
@@ -42,7 +54,9 @@ sweeps = [
     dataclasses.replace(one_by_one, name="odd", grid={}, seeds=3),
     dataclasses.replace(one_by_one, name="single", grid={}, seeds=1),
     dataclasses.replace(one_by_one, name="tight", memory=1),
+    dataclasses.replace(one_by_one, name="steps", trial=in_steps, steps=4, every=1),
 ]
+stages._PAUSE = 0
 file, *roots = map(Path, sys.argv[1:])
 shared = catalogue.load(catalogue.Request(file, "quick", roots[1]))
 execute.run(*shared.sweeps, shared.root)
@@ -50,6 +64,11 @@ for root, devices in zip(roots, (both[:1], both)):
     jax.local_devices = lambda: devices
     for sweep in sweeps:
         execute.run(sweep, root)
+    if root == roots[0]:  # One device begins what two go on with.
+        try:
+            execute.run(sweeps[-1], roots[1], callback=until_checkpoint)
+        except KeyboardInterrupt:
+            assert (roots[1] / "steps" / ".part-all" / "0-1").exists()
 """
 
 
@@ -84,7 +103,7 @@ def roots(tmp_path_factory):
 
 def test_one_device_against_two(roots):
     chunks = {}
-    for name in ("map", "vmap", "odd", "single", "tight"):
+    for name in ("map", "vmap", "odd", "single", "tight", "steps"):
         (old, one), (new, two) = (store.load(root / name / "all") for root in roots)
         assert one.keys() == two.keys()
         for array in one:
@@ -101,6 +120,7 @@ def test_one_device_against_two(roots):
         "odd": (3, 4),
         "single": (1, 1),
         "tight": (1, 2),
+        "steps": (6, 6),
     }
 
 
@@ -119,21 +139,40 @@ def test_a_trial_is_given_a_mesh_of_all_devices(roots):
             np.testing.assert_allclose(arrays["sum"][scale, seed], want, rtol=1e-5)
 
 
-@pytest.mark.skipif(not FULL, reason="each of the three processes imports JAX")
-def test_two_processes_reduce_to_the_numbers_of_one(tmp_path):
+@pytest.mark.skipif(not FULL, reason="each of the two processes imports JAX")
+def test_two_processes_go_on_from_what_the_first_one_reads(tmp_path):
+    experiment = catalogue.load(catalogue.Request(SHARED, "quick", tmp_path))
+    [sweep], [cell] = experiment.sweeps, experiment.sweeps[0].split()
+    digest, code = (
+        store.fingerprint(sweep.identity(cell)),
+        provenance.code(sweep.trial, cell.config),
+    )
+    kept = parts.Parts(experiment.root / sweep.name / cell.name, digest, code)
+    mark = {"sum": np.float32([-1]), "gram": np.zeros((1, 16, 16), np.float32)}
+    kept.save(1, 1, {**mark, "devices": np.int32([2])})
+    first, _ = map(finish, together(tmp_path))
+    assert "1 cells computed" in first
+    [(_, arrays)] = execute.load(sweep, experiment.root)
+    assert arrays["sum"].ravel()[1] == -1
+    assert (np.delete(arrays["sum"].ravel(), 1) > 0).all()
+    assert parts.leftovers(tmp_path) == []
+
+
+def together(results):
+    """Two processes of one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    main = "import sys; from dltheory.experiment.cli import main; sys.exit(main())"
-    command = ["-c", main, "run", str(SHARED), "--results"]
-    together = [
-        run(*command, str(tmp_path / "two"), "--distributed", f"{address},2,{index}")
-        for index in range(2)
-    ]
-    first, second = map(finish, together)
+    words = [*RUN, str(results), "--distributed"]
+    return [run(*words, f"{address},2,{index}") for index in range(2)]
+
+
+@pytest.mark.skipif(not FULL, reason="each of the three processes imports JAX")
+def test_two_processes_reduce_to_the_numbers_of_one(tmp_path):
+    first, second = map(finish, together(tmp_path / "two"))
     assert "shared_sum: 1 cells computed, 0 already there" in first
     assert "shared_sum" not in second
-    finish(run(*command, str(tmp_path / "one"), devices=2))
+    finish(run(*RUN, str(tmp_path / "one"), devices=2))
     (_, two), (_, one) = (
         store.load(tmp_path / name / "shared_sum" / "quick" / "shared" / "all")
         for name in ("two", "one")

@@ -24,7 +24,7 @@ def test_a_line_of_json_holds_what_happened_and_no_arrays():
 
 
 def test_an_error_is_a_line_of_json():
-    told = json.loads(events.json_error('a "quoted"\nword'))
+    told = json.loads(events.json_note("error", 'a "quoted"\nword'))
     assert (told["kind"], told["message"]) == ("error", 'a "quoted"\nword')
 
 

@@ -12,8 +12,9 @@ RUNS = """
 import dataclasses, os, random, signal, sys, time
 from pathlib import Path
 import jax, jax.numpy as jnp
-from dltheory.experiment import execute, store
+from dltheory.experiment import execute, stages, store
 from dltheory.experiment.sweep import Sweep
+from dltheory.networks.training import Stepped
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -22,7 +23,15 @@ class Config:
 def trial(key, config):
     return {"x": jnp.sin(jax.random.key_data(key)[0].astype(float) * jnp.ones(config.width))}
 
-SWEEP = Sweep("s", trial, Config(), cells={"width": (1, 2, 3)}, seeds=60, memory=600)
+def steps(key, config):
+    step = lambda state: (jnp.sin(state + config.width), state.sum())
+    return Stepped(lambda key: jax.random.key_data(key).astype(float), step, lambda x: {"x": x})
+
+SWEEPS = [
+    Sweep("s", trial, Config(), cells={"width": (1, 2, 3)}, seeds=60, memory=600),
+    Sweep("t", steps, Config(), cells={"width": (1, 2)}, seeds=3, steps=60, every=2),
+]
+stages._PAUSE = 0  # A checkpoint after every stage.
 
 def begin(root):
     pid = os.fork()
@@ -31,10 +40,11 @@ def begin(root):
     log = os.open(root.with_suffix(".log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     def tell(event):
         if event.kind == "computed":
-            os.write(log, f"{event.cell}\\n".encode())
+            os.write(log, f"{event.sweep}/{event.cell}\\n".encode())
     try:
         execute.keep_compilations()
-        execute.run(SWEEP, root, callback=tell)
+        for sweep in SWEEPS:
+            execute.run(sweep, root, callback=tell)
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
@@ -44,7 +54,11 @@ def results(folder):
     return {path.name: path for path in folder.glob("[!.]*")}
 
 def files(root):
-    return {name: (path / store.ARRAYS).read_bytes() for name, path in results(root / "s").items()}
+    paths = [path for sweep in "st" for path in results(root / sweep).values()]
+    return {str(path.relative_to(root)): (path / store.ARRAYS).read_bytes() for path in paths}
+
+def unfinished(root):
+    return [*root.glob("*/.part-*")]
 
 base, kills = Path(sys.argv[1]), int(sys.argv[2])
 for name in ("unbroken", "again"):  # The second finds its programs compiled, as all others will.
@@ -64,15 +78,15 @@ while killed < kills:
         ended = os.waitpid(pid, 0)[1]
         assert ended in (0, signal.SIGKILL), ended
         killed += ended == signal.SIGKILL
-        for folder in [root / "s", *(root / "s").glob(".part-*")]:
+        for folder in [root / "s", root / "t", *unfinished(root)]:
             for path in results(folder).values():
                 store.load(path)
         done, log = files(root), root.with_suffix(".log")
         assert unbroken == {**unbroken, **done}
         assert set(log.read_text().split() if log.exists() else []) <= done.keys()
-        halfway += any((root / "s").glob(".part-*")) or 0 < len(done) < len(unbroken)
+        halfway += bool(unfinished(root)) or 0 < len(done) < len(unbroken)
     assert files(root) == unbroken
-    assert not [*(root / "s").glob(".part-*")]
+    assert not unfinished(root)
 print(f"{killed} killed, {halfway} of them halfway, {runs} runs of {len(unbroken)} cells")
 """
 
@@ -91,5 +105,5 @@ def test_a_sweep_that_is_killed_loses_nothing_and_ends_with_the_same_bits(tmp_pa
     )
     assert (done.returncode, done.stderr) == (0, "")
     [killed, halfway, _, cells] = map(int, re.findall(r"\d+", done.stdout))
-    assert (killed, cells) == (kills, 3)
+    assert (killed, cells) == (kills, 5)
     assert halfway >= kills // 5

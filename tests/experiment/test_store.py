@@ -234,6 +234,53 @@ def test_a_full_disk_at_any_step_is_an_error_with_the_path_and_no_leftovers(tmp_
             assert step <= committed
 
 
+FULL_DISK = """
+import errno, importlib.util, subprocess, sys
+from pathlib import Path
+import numpy as np
+spec = importlib.util.spec_from_file_location("store", sys.argv[1])
+store = importlib.util.module_from_spec(spec); spec.loader.exec_module(store)
+root = Path(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(root)], check=True)
+arrays, full = {"a": np.arange(1000.0)}, 0
+for i in range(20):
+    try:
+        store.save(root / f"r{i}", arrays, {"i": i})
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        assert str(root / f"r{i}") in str(error).replace(".tmp-", "")
+        full += 1
+kept = sorted(path.name for path in root.iterdir())
+for name in kept:
+    manifest, found = store.load(root / name)
+    assert name == f"r{manifest['i']}" and np.array_equal(found["a"], arrays["a"])
+print(len(kept), full)
+"""
+
+
+def test_a_disk_that_is_full_in_fact(tmp_path):
+    # In a name space of its own: no rights are needed, and it is gone with the process.
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    tried = [*alone, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    try:
+        refused = subprocess.run(tried, capture_output=True, text=True, timeout=60).stderr
+    except FileNotFoundError as error:
+        refused = str(error)
+    if refused:
+        pytest.skip(f"no tmpfs may be mounted here: {refused.strip()}")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", FULL_DISK, store.__file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    kept, full = map(int, done.stdout.split())
+    assert kept >= 3
+    assert full >= 10
+    assert kept + full == 20
+
+
 WRITER = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("store", sys.argv[1])
