@@ -26,6 +26,7 @@
 - `approximation`: how well a given target can be approximated by n units;
 - `rates`: rates of approximation of whole classes of targets;
 - `constructions`: networks written down by a proof, with their errors;
+- `barron`: networks drawn from the Fourier measure of a target, with their exact mean error;
 - `selections`: exact networks for maximum, minimum, median and bumps;
 - `layouts`: networks from given layers;
 - `regions`: how many linear regions there can be, and are on average;
@@ -37,6 +38,7 @@ from . import (  # noqa: F401
     approximation,
     architectures,
     backprop,
+    barron,
     bounds,
     capacity,
     clipping,
