@@ -4,6 +4,8 @@
 - `jacobians`: Jacobians between layers, per example, and their spectra;
 - `ntk`: the empirical tangent kernel, at the cost of forward and backward passes;
 - `backprop`: deltas, the chain rule by hand, the gradient check, cost;
+- `ledger`: every local Jacobian of a model, and the deltas as their products;
+- `checkpointing`: gradients of long chains with few states in memory, by any plan;
 - `chain_rule`: layers with their derivatives written out;
 - `curvature`: the Hessian and the Gauss-Newton matrix: extreme values, trace, density;
 - `activations`: the facts of any callable; saturation and dead units of a live network;
@@ -20,12 +22,14 @@ from . import (  # noqa: F401
     approximation,
     backprop,
     chain_rule,
+    checkpointing,
     convolution,
     convolution_matrix,
     curvature,
     generalization,
     jacobians,
     kernel_norms,
+    ledger,
     ntk,
     regions,
     signal,

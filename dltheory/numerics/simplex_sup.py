@@ -116,7 +116,8 @@ class _Search:
         self.slope = None if self.f.slope is None else Enclosure(low.shape, self.f.slope, None)
         self.curvature = self._curvature()
         sizes = [v.aval.size for eqn in self.linear.jaxpr.eqns for v in eqn.invars]
-        self.width = max(sizes, default=1)
+        outs = [v.aval.size for eqn in self.linear.jaxpr.eqns for v in eqn.outvars]
+        self.width = max([*outs, low.size])
         self.small = sum(sizes) < 20_000
 
     def _curvature(self) -> list[list[Enclosure]] | None:

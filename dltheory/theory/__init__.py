@@ -26,6 +26,7 @@
 - `approximation`: how well a given target can be approximated by n units;
 - `rates`: rates of approximation of whole classes of targets;
 - `constructions`: networks written down by a proof, with their errors;
+- `meshes`: networks on a regular mesh of a box, with their errors;
 - `barron`: networks drawn from the Fourier measure of a target, with their exact mean error;
 - `selections`: exact networks for maximum, minimum, median and bumps;
 - `layouts`: networks from given layers;
@@ -56,6 +57,7 @@ from . import (  # noqa: F401
     layer_jacobians,
     layouts,
     mean_field,
+    meshes,
     pac_bayes,
     random_features,
     rates,

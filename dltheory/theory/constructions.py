@@ -19,7 +19,7 @@ from dltheory.networks import activations
 from dltheory.numerics.gaussian import check_scalar_function
 from dltheory.numerics.intervals import enclosure
 from dltheory.numerics.sup_norm import sup_norm
-from dltheory.theory import approximation, polylines, targets
+from dltheory.theory import approximation, meshes, polylines, targets
 from dltheory.theory.layouts import Construction, Layer, network
 from dltheory.theory.parameters import check_count
 
@@ -180,16 +180,18 @@ def approximate(
     lipschitz: float | None = None,
     curvature: float | None = None,
 ) -> Construction:
-    r"""A ReLU network of one hidden layer whose sup error is certified, as narrow as can be found.
+    r"""A ReLU network whose sup error is certified, as narrow as can be found.
 
-    The piecewise linear function of the fewest pieces that stays within a tube of radius `eps`,
-    up to a few per cent; of a convex or concave target it is the best one. The target is bounded
-    by its own traced program, or by a derivative that is known.
+    On an interval, by one hidden layer, the piecewise linear function of the fewest pieces that
+    stays within a tube of radius `eps`, up to a few per cent; of a convex or concave target it is
+    the best one. On a box of `d` dimensions, by `d` hidden layers, a function on a mesh (`meshes`);
+    three take patience. The target is bounded by its own traced program, or by a derivative that
+    is known.
 
     Args:
-        f: The target, from a scalar to a scalar; kinks and infinite slopes are allowed.
+        f: The target, from a scalar or a vector to a scalar; kinks and infinite slopes are allowed.
         eps: Wanted sup error.
-        interval: Its ends :math:`a < b`.
+        interval: Its ends :math:`a < b`; or the corners of a box, shape `(d,)`.
         lipschitz: A bound on :math:`|f'|`, instead of the traced program.
         curvature: A bound on :math:`|f''|`, likewise.
 
@@ -198,7 +200,7 @@ def approximate(
         that one does.
 
     Raises:
-        TypeError: If `f` does not map a scalar to a scalar.
+        TypeError: If `f` does not return a scalar.
         ValueError: If `eps` is not positive, the interval is empty, or the target jumps, cannot
             be bounded, or is not a number somewhere.
 
@@ -211,6 +213,8 @@ def approximate(
     """
     if not 0 < eps < math.inf:
         raise ValueError(f"eps is {eps}; want a positive number")
+    if np.ndim(interval[0]) == 1:
+        return meshes.certified(f, eps, *interval, lipschitz=lipschitz, curvature=curvature)
     a, b = _numbers(interval)
     sample = _values(f)
     if lipschitz is not None or curvature is not None:
