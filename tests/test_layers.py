@@ -166,6 +166,7 @@ MACHINERY = {
     "dltheory.measure.passes",  # measure.jacobians and its kin
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians
+    "dltheory.measure.timing",  # measure.backprop
     "dltheory.networks.layers",  # networks.sites
     "dltheory.networks.program",  # networks.sites
     "dltheory.numerics.branch_and_bound",  # numerics.intervals

@@ -28,23 +28,23 @@ def refuse_integers(name: str, tree: Any) -> None:
             )
 
 
-def scalar(value: Any) -> Array:
-    """A loss as an array; raises TypeError unless it is a real scalar."""
+def scalar(value: Any, name: str = "loss(y)") -> Array:
+    """A loss as an array; raises TypeError, naming it, unless it is a real scalar."""
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"loss(y) is {value.dtype}{list(value.shape)}, want a real scalar: end it with a mean "
+            f"{name} is {value.dtype}{list(value.shape)}, want a real scalar: end it with a mean "
             "or a sum."
         )
     return value
 
 
-def refuse_nan(value: Array) -> Array:
+def refuse_nan(value: Array, name: str = "loss(f(params, x))") -> Array:
     """The value of a loss; raises ValueError where it is known to be NaN or infinite."""
     if not isinstance(value, Tracer) and not np.isfinite(value):
         raise ValueError(
-            f"loss(f(params, x)) is {value}, so it has no derivatives: look for the layer where it "
-            "begins with sites.values(f, params, x)."
+            f"{name} is {value}, so it has no derivatives: look for the layer where it begins with "
+            "sites.values(f, params, x)."
         )
     return value
 

@@ -1,14 +1,14 @@
 r"""The chain rule: what it sends through a model, whether it is right, and what it costs."""
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from dltheory.measure import arguments, gradient_check
+from dltheory.measure import arguments, gradient_check, timing
 from dltheory.measure.chain_rule import Layer
 from dltheory.networks import sites
 
@@ -66,15 +66,19 @@ class Cost(NamedTuple):
 
 
 class CostRatios(NamedTuple):
-    """FLOPs of derivatives relative to those of the function.
+    """The price of derivatives relative to that of the function.
 
     Attributes:
-        gradient: Of the value and the gradient.
-        hessian_product: Of the gradient and one Hessian-vector product, forward over reverse.
+        gradient: FLOPs of the value and the gradient.
+        hessian_product: FLOPs of the gradient and one Hessian-vector product, forward over reverse.
+        gradient_time: Time of the first, or `None` where none was taken.
+        hessian_product_time: Time of the second, likewise.
     """
 
     gradient: float
     hessian_product: float
+    gradient_time: float | None = None
+    hessian_product_time: float | None = None
 
 
 def deltas(loss: Callable[[Array], Array], f: Callable, params: Any, x: Array) -> dict[str, Array]:
@@ -83,7 +87,7 @@ def deltas(loss: Callable[[Array], Array], f: Callable, params: Any, x: Array) -
     .. math:: \delta_l = \frac{\partial \mathcal{L}}{\partial h_l}
         = J_{l+1}^\top \delta_{l+1}
 
-    Each factor :math:`J_{l+1}` is `jacobians.jacobian(f, params, x, source, target)`.
+    The factors :math:`J_{l+1}` are those of `ledger.factors`.
 
     Args:
         loss: `loss(y) -> scalar`, a function of the model's output alone; close over targets.
@@ -158,9 +162,10 @@ def backpropagate(
         The loss, the gradients, and all values and deltas on the way.
 
     Raises:
-        TypeError: If a parameter is not a real float.
-        ValueError: If there is not one entry of `params` for each layer, `y` is not of the shape
-            of the output, `loss` is neither of the two, or its value is NaN.
+        TypeError: If a parameter, `x` or `y` is not of real floats.
+        ValueError: If there is not one entry of `params` for each layer, a parameter is not read,
+            `y` is not of the shape of the output, `loss` is neither of the two, or its value is
+            NaN or infinite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,7 +180,8 @@ def backpropagate(
     Source: Rumelhart, Hinton and Williams (1986), Learning representations by back-propagating
     errors.
     """
-    arguments.refuse_integers("params", params)
+    for name, given in (("params", params), ("x", x), ("y", y)):
+        arguments.refuse_integers(name, given)
     if len(params) != len(layers):
         raise ValueError(
             f"params has {len(params)} entries for {len(layers)} layers; want one for each, {{}} "
@@ -203,6 +209,13 @@ def backpropagate(
         gradient, below = layer.backward(own, memory, found[-1])
         gradients.append(gradient)
         found.append(below)
+    unread = set(arguments.names("params", params))
+    unread -= set(arguments.names("params", gradients[::-1]))
+    if unread:
+        raise ValueError(
+            f"{', '.join(sorted(unread))} is read by no layer: measure.chain_rule says what each "
+            "layer's parameters are called."
+        )
     return Backpropagation(total / count, gradients[::-1], values, found[::-1])
 
 
@@ -268,7 +281,67 @@ def cost(fn: Callable, *args: Any) -> Cost:
         >>> print(backprop.cost(jnp.matmul, jnp.ones((8, 16)), jnp.ones((16, 4))).flops)
         1024.0
     """
-    compiled = jax.jit(fn).lower(*args).compile()
+    return _account(jax.jit(fn).lower(*args).compile())
+
+
+def cost_ratios(fn: Callable, *args: Any, rounds: int = 0) -> CostRatios:
+    r"""The price of derivatives of a scalar function by its first argument.
+
+    .. math:: \frac{\operatorname{cost}(f, \nabla f)}{\operatorname{cost}(f)} \le 3
+        \text{ to } 5
+
+    The cheap-gradient principle: a constant, whatever the number of inputs. It is 3 for products
+    and quotients of two variables alone, 5 for all arithmetic, and 3 to 4 where moves of memory
+    count too, then 7 to 10 for the second. Matrix products give 3 and 9.
+
+    Args:
+        fn: `fn(*args) -> scalar`.
+        *args: Its arguments; the first is a pytree of real floats. Arrays or, where nothing is
+            timed, `jax.ShapeDtypeStruct`.
+        rounds: How often the three programs are run in turn to be timed as well. Times are no
+            function of the arguments: by default none are taken.
+
+    Returns:
+        The ratios of FLOPs, and of times.
+
+    Raises:
+        TypeError: If a leaf of the first argument is not a real float, or `fn` no real scalar.
+        ValueError: If a leaf of the first argument is not read by `fn`, or `rounds` is negative;
+            where programs are run, also if the value of `fn` is NaN or infinite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dltheory.measure import backprop
+        >>> model = lambda w, x: jnp.sum((x @ w[0]) @ w[1])
+        >>> w, x = (jnp.ones((64, 64)), jnp.ones((64, 64))), jnp.ones((256, 64))
+        >>> print(f"{backprop.cost_ratios(model, w, x).gradient:.1f}")
+        2.5
+
+    Source: Baur and Strassen (1983), The complexity of partial derivatives; Griewank and Walther
+    (2008), Evaluating derivatives, sections 3.3 and 3.4, for moves of memory and Hessians.
+    """
+    arguments.refuse_integers("args[0]", args[0])
+    if rounds < 0:
+        raise ValueError(f"rounds is {rounds}; want the number of times to time each, or 0")
+    scalar = lambda *args: arguments.scalar(fn(*args), "fn(*args)")
+    arguments.refuse_ignored("args[0]", lambda first: scalar(first, *args[1:]), args[0])
+    both = jax.value_and_grad(scalar)
+
+    def product(direction: Any, *args: Any) -> Any:
+        return jax.jvp(lambda first: both(first, *args[1:])[1], (args[0],), (direction,))
+
+    called = (scalar, args), (both, args), (product, (args[0], *args))
+    compiled = [jax.jit(one).lower(*given).compile() for one, given in called]
+    once, *flops = (_account(program).flops for program in compiled)
+    times = [None, None]
+    if rounds:
+        arguments.refuse_nan(compiled[0](*args), "fn(*args)")
+        runs = [partial(p, *given) for p, (_, given) in zip(compiled, called, strict=True)]
+        times = timing.ratios(runs, rounds)[1:].tolist()
+    return CostRatios(*(count / once for count in flops), *times)
+
+
+def _account(compiled: jax.stages.Compiled) -> Cost:
     counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
     if counts is None or memory is None:
         raise NotImplementedError("this backend of XLA has no analysis of cost and memory.")
@@ -279,77 +352,3 @@ def cost(fn: Callable, *args: Any) -> Cost:
         int(memory.argument_size_in_bytes),
         int(memory.output_size_in_bytes),
     )
-
-
-def cost_ratios(fn: Callable, *args: Any) -> CostRatios:
-    r"""The price of derivatives of a scalar function by its first argument.
-
-    The cheap-gradient principle bounds the first by a small constant, whatever the number of
-    inputs; matrix products alone give 3, and 9 for the second.
-
-    Args:
-        fn: `fn(*args) -> scalar`.
-        *args: Its arguments; the first is a pytree of real floats.
-
-    Returns:
-        The ratios of FLOPs.
-
-    Raises:
-        TypeError: If a leaf of the first argument is not a real float.
-
-    Source: Baur and Strassen (1983); Griewank and Walther (2008), Evaluating derivatives.
-    """
-    arguments.refuse_integers("args[0]", args[0])
-    gradient = jax.grad(fn)
-
-    def product(direction: Any, *args: Any) -> Any:
-        return jax.jvp(lambda first: gradient(first, *args[1:]), (args[0],), (direction,))
-
-    once = cost(fn, *args).flops
-    both = cost(jax.value_and_grad(fn), *args).flops
-    return CostRatios(both / once, cost(product, args[0], *args).flops / once)
-
-
-def checkpointed_scan(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    carry: Any,
-    xs: Any,
-    *,
-    segments: int | None = None,
-) -> tuple[Any, Any]:
-    r"""`jax.lax.scan` that keeps about :math:`2 \sqrt L` states for its gradient, not :math:`L`.
-
-    The stack is cut into segments; on the way back each is run again from its first state.
-
-    Args:
-        step: `step(carry, x) -> (carry, y)`, as for `scan`.
-        carry: The state at the start.
-        xs: What is scanned over, a pytree of arrays with `L` on their first axis.
-        segments: Number of segments, the rounded root of `L` by default.
-
-    Returns:
-        What `scan` returns: the last state, and the stacked results.
-
-    Raises:
-        ValueError: If `xs` holds no array, or `segments` is not between 1 and `L`.
-
-    Source: Chen et al. (2016), Training deep nets with sublinear memory cost.
-    """
-    leaves = jax.tree.leaves(xs)
-    if not leaves:
-        raise ValueError("xs holds no array; want a pytree of arrays with L on the first axis.")
-    length = leaves[0].shape[0]
-    count = max(1, round(math.sqrt(length))) if segments is None else segments
-    if not 1 <= count <= max(length, 1):
-        raise ValueError(f"segments is {segments}; want an integer from 1 to {length}, the length.")
-    inner = max(1, math.ceil(length / count))
-    whole = length // inner
-    segment = lambda carry, xs: lax.scan(step, carry, xs)
-    head = jax.tree.map(lambda a: a[: whole * inner].reshape(whole, inner, *a.shape[1:]), xs)
-    # Within a loop XLA cannot merge the second run with the first, so nothing need prevent it.
-    carry, ys = lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, head)
-    ys = jax.tree.map(lambda a: a.reshape(whole * inner, *a.shape[2:]), ys)
-    if whole * inner == length:
-        return carry, ys
-    carry, more = jax.checkpoint(segment)(carry, jax.tree.map(lambda a: a[whole * inner :], xs))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, more)

@@ -1,5 +1,6 @@
 """All Jacobians of a model in three shared passes, stacked where the model is stacked."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -68,19 +69,38 @@ def jacobians(
     answers = respond(lambda ct: pull(ct["output"])[0], {"output": y}, measured.features("output"))
     reverse = {text: jnp.moveaxis(array, 1, -2) for text, array in answers.items()}
 
-    # Severed at its cuts, each going on from its recorded value, the model is a row of pieces, and
-    # one pass differentiates them all.
+    local = between_cuts(measured, params, x, values, respond)
+    return jax.tree.map(_at_least_single, Stacks(forward, reverse, local)), moved
+
+
+def between_cuts(
+    measured: Measured, params, x: Array, values: dict[str, Array], respond: Callable
+) -> dict[str, Array]:
+    """The Jacobian of each cut, and of `output`, with respect to the cut before it.
+
+    Severed at its cuts, each going on from its recorded value, the model is a row of pieces, and
+    one pass differentiates them all.
+
+    Args:
+        measured: The model.
+        params: Its parameters.
+        x: The batch.
+        values: Of all layers.
+        respond: `respond(linear_map, sources, count)`, what it makes of unit vectors.
+
+    Returns:
+        As `Stacks.local`.
+    """
     cuts = [layer.text for layer in measured.program.layers if layer.is_cut]
     recorded = {text: values[text] for text in cuts}
-    start |= {text: taps[text] for text in cuts}
+    start = {"input": x} | {text: jnp.zeros_like(values[text]) for text in cuts}
 
     def pieces(at):
         return run(measured, params, at["input"], {t: at[t] for t in cuts}, recorded)
 
     _, tangent_of = passes.push(pieces, start)
     answers = respond(tangent_of, start, width(measured))
-    local = {text: jnp.moveaxis(answers[text], 1, -1) for text in [*cuts, "output"]}
-    return jax.tree.map(_at_least_single, Stacks(forward, reverse, local)), moved
+    return {text: jnp.moveaxis(answers[text], 1, -1) for text in [*cuts, "output"]}
 
 
 def _at_least_single(array: Array) -> Array:

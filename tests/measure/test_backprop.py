@@ -1,8 +1,6 @@
 """The chain rule by hand against `jax.grad`; deltas; what gradients cost and keep."""
 
-import math
 import re
-from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -187,7 +185,7 @@ def test_xla_counts_what_theory_counts():
     assert forward <= found.flops <= 1.04 * forward
     assert found.argument_bytes == 8 * (x.size + sum(own.size for own in w))
     assert found.output_bytes == 8
-    gradient, product = backprop.cost_ratios(model, w, x)
+    gradient, product, *_ = backprop.cost_ratios(model, w, x)
     np.testing.assert_allclose(gradient, (forward + backward) / forward, rtol=0.05)
     # A tangent costs each product twice, but for the data, which have none.
     spared = 2 * batch * widths[0] * widths[1]
@@ -195,37 +193,12 @@ def test_xla_counts_what_theory_counts():
     np.testing.assert_allclose(product, wanted, rtol=0.1)
 
 
-def step(h, own):
-    return jnp.tanh(h @ own), h.sum()
-
-
-@pytest.mark.usefixtures("float32")
-def test_a_checkpointed_stack_keeps_the_root_of_its_depth():
-    """256 layers of width 64 at a batch of 1024: at most 6 sqrt(L) activations."""
-    layers, activations = 256, 4 * 1024 * 64
-    w = jax.ShapeDtypeStruct((layers, 64, 64), jnp.float32)
-    x = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
-    kept = {}
-    for scan in (lax.scan, backprop.checkpointed_scan):
-        loss = lambda w, x, scan=scan: jnp.sum(scan(step, x, w)[0])
-        found = backprop.cost(jax.grad(loss), w, x)
-        weights = 4 * layers * 64 * 64
-        kept[scan] = (found.temporary_bytes - weights) / activations
-    assert kept[backprop.checkpointed_scan] <= 6 * math.sqrt(layers) < 200 < kept[lax.scan]
-
-
-def test_a_checkpointed_stack_has_the_same_gradient():
-    """Also where the segments do not divide the stack."""
-    w, x = normal(10, 3, 3), normal(2, 3, seed=1)
-    loss = lambda carry, ys: jnp.sum(carry**2) + jnp.sum(ys**2)
-    cuts = {None: lax.scan} | {
-        segments: partial(backprop.checkpointed_scan, segments=segments) for segments in (4, 5)
-    }
-    values = [lambda w, cut=cut: loss(*cut(step, x, w)) for cut in cuts.values()]
-    found = jax.jit(lambda w: [jax.value_and_grad(value)(w) for value in values])(w)
-    for value, gradient in found[1:]:
-        np.testing.assert_allclose(value, found[0][0], rtol=1e-12)
-        np.testing.assert_allclose(gradient, found[0][1], rtol=1e-12, atol=1e-15)
+def test_times_are_taken_on_demand_alone():
+    model = lambda w, x: jnp.sum(jnp.tanh(x @ w))
+    given = jnp.ones((64, 64)), jnp.ones((256, 64))
+    assert backprop.cost_ratios(model, *given)[2:] == (None, None)
+    found = backprop.cost_ratios(model, *given, rounds=3)
+    assert min(found[2:]) > 0
 
 
 # --- edges -----------------------------------------------------------------------------------
@@ -263,13 +236,45 @@ BAD = {
         ValueError,
         lambda: backprop.backpropagate([{}], ONE, ONE, DENSE, loss="hinge"),
     ),
-    "segments is 4; want an integer from 1 to 3, the length.": (
-        ValueError,
-        lambda: backprop.checkpointed_scan(step, ONE, jnp.ones((3, 2, 2)), segments=4),
+    "x is int64, want real floats: close over what has no derivative.": (
+        TypeError,
+        lambda: backprop.backpropagate([{"kernel": W["w"]}], jnp.ones((1, 2), int), ONE, DENSE),
     ),
-    "xs holds no array; want a pytree of arrays with L on the first axis.": (
+    "y is int64, want real floats: close over what has no derivative.": (
+        TypeError,
+        lambda: backprop.backpropagate([{"kernel": W["w"]}], ONE, jnp.ones((1, 1), int), DENSE),
+    ),
+    "params[0]['scale'] is read by no layer: measure.chain_rule says what each": (
         ValueError,
-        lambda: backprop.checkpointed_scan(step, ONE, None),
+        lambda: backprop.backpropagate(
+            [{"kernel": W["w"], "scale": W["w"]}], ONE, jnp.ones((1, 1)), DENSE
+        ),
+    ),
+    "loss(f(params, x)) is nan": (
+        ValueError,
+        lambda: backprop.backpropagate(
+            [{"kernel": jnp.nan * W["w"]}], ONE, jnp.ones((1, 1)), DENSE
+        ),
+    ),
+    "args[0]['n'] is int64, want real floats: close over what has no derivative.": (
+        TypeError,
+        lambda: backprop.cost_ratios(lambda p: p["w"].sum(), W | {"n": jnp.arange(2)}),
+    ),
+    "fn(*args) is float64[1, 1], want a real scalar: end it with a mean or a sum.": (
+        TypeError,
+        lambda: backprop.cost_ratios(LINEAR, W, ONE),
+    ),
+    "args[0]['n'] has no influence on the result, so all its derivatives are zero": (
+        ValueError,
+        lambda: backprop.cost_ratios(lambda p: p["w"].sum(), W | {"n": ONE}),
+    ),
+    "fn(*args) is nan, so it has no derivatives": (
+        ValueError,
+        lambda: backprop.cost_ratios(lambda w: jnp.log(-w.sum()), ONE, rounds=1),
+    ),
+    "rounds is -1; want the number of times to time each, or 0": (
+        ValueError,
+        lambda: backprop.cost_ratios(jnp.sum, ONE, rounds=-1),
     ),
 }
 
