@@ -106,6 +106,22 @@ def test_a_damaged_part_is_named(broken, unbroken):
         run(SWEEP, broken)
 
 
+def test_the_latest_checkpoint_is_taken(tmp_path, monkeypatch):
+    kept = parts.Parts(tmp_path / "all", "hash")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "discard", lambda _: None)  # Killed before it had removed any.
+        for steps in (10, 9, 2):
+            kept.keep(4, 2, steps, {"a": np.full(2, steps)})
+    assert kept.checkpoint(0, 2) is kept.checkpoint(4, 3) is None
+    assert kept.chunk() == 2
+    steps, arrays = kept.checkpoint(4, 2)
+    assert (steps, arrays["a"][0]) == (10, 10)
+    kept.keep(4, 2, 11, {"a": np.zeros(2)})
+    assert [path.name for path in kept.folder.iterdir()] == ["4-11"]
+    kept.save(4, 2, {"a": np.zeros(2)})
+    assert [path.name for path in kept.folder.iterdir()] == ["4"]
+
+
 def test_parts_of_a_finished_cell_are_left_over(broken):
     assert parts.leftovers(broken) == []
     run(SWEEP, broken)

@@ -43,6 +43,8 @@ def trial(key, config):
 
     def step(state):
         w, key, memory, count, weak = state
+        assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        assert memory.dtype == jnp.bfloat16
         key, now = jax.random.split(key)
         error = w - target
         memory = (0.5 * memory.astype(w.dtype) + error).astype(jnp.bfloat16)
@@ -54,7 +56,7 @@ def trial(key, config):
 
 
 WHOLE = Sweep(
-    "s", trial, Config(), grid={"rate": (0.1, 0.3)}, seeds=3, steps=12, every=4, batching="map"
+    "s", trial, Config(), grid={"rate": (0.1, 0.3)}, seeds=3, steps=12, every=3, batching="map"
 )
 # Four points at a time; the last two stand beside the last one, repeated.
 SWEEP = dataclasses.replace(WHOLE, memory=1)
@@ -114,65 +116,63 @@ def unbroken(tmp_path_factory):
 
 def test_a_sweep_of_steps_is_training_one_by_one(unbroken):
     manifest, got = store.load(unbroken[0] / "s" / "all")
-    assert (manifest["steps"], manifest["every"]) == (12, 4)
+    assert (manifest["steps"], manifest["every"]) == (12, 3)
     assert manifest["chunk"] == 4
-    np.testing.assert_array_equal(got["at"], [0, 4, 8, 12])
+    np.testing.assert_array_equal(got["at"], [0, 3, 6, 9, 12])
     assert got["loss"].shape == (2, 3, 12)
-    assert got["w"].shape == (2, 3, 4, 3)
-    np.testing.assert_array_equal(got["count"], np.broadcast_to(got["at"], (2, 3, 4)))
+    assert got["w"].shape == (2, 3, 5, 3)
+    np.testing.assert_array_equal(got["count"], np.broadcast_to(got["at"], (2, 3, 5)))
 
     @jax.jit
     @jax.vmap
     def by_hand(index, rate):
         key_trial, key_init = jax.random.split(jax.random.fold_in(WHOLE.key(CELL), index))
         process = trial(key_trial, Config(rate=rate))
-        return run(process, key_init, 12, every=4)[1]
+        return run(process, key_init, 12, every=3)[1]
 
     with jax.enable_x64(False):
         index, axes = WHOLE.points()
         history = by_hand(index, axes["rate"].astype(np.float32))
     np.testing.assert_allclose(got["loss"].reshape(6, 12), history.loss, rtol=1e-5)
-    np.testing.assert_allclose(got["w"].reshape(6, 4, 3), history.record["w"], rtol=1e-5)
+    np.testing.assert_allclose(got["w"].reshape(6, 5, 3), history.record["w"], rtol=1e-5)
     np.testing.assert_array_equal(got["at"], history.at[0])
 
 
 def test_events_count_steps(unbroken):
     told = unbroken[1]
     assert [(e.done, e.step, e.running) for e in told if e.kind == "progress"] == [
-        (0, 4, 4),
-        (0, 8, 4),
+        *((0, step, 4) for step in (3, 6, 9)),
         (4, 12, 0),
-        (4, 4, 2),
-        (4, 8, 2),
+        *((4, step, 2) for step in (3, 6, 9)),
         (6, 12, 0),
     ]
     assert {event.steps for event in told} == {12}
     work = [event.work for event in told]
     assert work == sorted(work)
-    assert (work[0], work[2], work[-1]) == (0, 4 * 4 / 12, 6)
+    assert (work[0], work[2], work[-1]) == (0, 4 * 3 / 12, 6)
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize(("begun", "step"), [(0, 8), (4, 8), (4, 4)])
+@pytest.mark.parametrize(("begun", "step"), [(0, 9), (4, 9), (4, 3)])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path, unbroken, begun, step):
     cut(SWEEP, tmp_path, begun, step)
     # Stopped between a stage and its checkpoint: there is the one before, and no other.
     kept = sorted(path.name for path in (tmp_path / "s" / ".part-all").iterdir())
-    assert kept == ["0"] * (begun > 0) + [f"{begun}-4"] * (step == 8)
+    assert kept == ["0"] * (begun > 0) + [f"{begun}-6"] * (step == 9)
     told = []
     # Another budget, and yet the same chunk.
     execute.run(dataclasses.replace(SWEEP, memory=1 << 30), tmp_path, callback=told.append)
     steps = [(e.done, e.step) for e in told if e.running]
-    assert steps[0] == (begun, 4)
+    assert steps[0] == (begun, 6 if step == 9 else 3)
     assert arrays(tmp_path) == arrays(unbroken[0])
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["all"]
 
 
 @pytest.fixture(scope="module")
 def cut_off(tmp_path_factory):
-    """A run of one chunk that was cut off with a checkpoint of four steps."""
+    """A run of one chunk that was cut off with a checkpoint of three steps."""
     root = tmp_path_factory.mktemp("broken")
-    cut(WHOLE, root, 0, 8)
+    cut(WHOLE, root, 0, 6)
     return root
 
 
@@ -194,7 +194,7 @@ def test_steps_before_a_checkpoint_are_not_taken_again(broken, monkeypatch):
 
     monkeypatch.setattr(execute.programs, "build", counted)
     execute.run(WHOLE, broken)
-    assert taken == ["advance", "advance"]
+    assert taken == ["advance"] * 3
 
 
 def test_checkpoints_cost_a_share_of_the_time(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_checkpoints_cost_a_share_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(parts.Parts, "keep", lambda *a: kept.append(a[3]) or keep(*a))
     monkeypatch.setattr(stages, "_PAUSE", 1e9)
     execute.run(WHOLE, tmp_path)
-    assert kept == [4]  # The first one says what they cost.
+    assert kept == [3]  # The first one says what they cost.
 
 
 @pytest.mark.usefixtures("often")
@@ -214,27 +214,27 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path, unbroken, monk
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     def second(*args):
-        monkeypatch.setattr(store, "_write", full if args[3] == 8 else write)
+        monkeypatch.setattr(store, "_write", full if args[3] == 6 else write)
         return keep(*args)
 
     monkeypatch.setattr(parts.Parts, "keep", second)
     with pytest.raises(OSError, match=r"No space left on device: .*\.part-all"):
         execute.run(SWEEP, tmp_path)
-    assert [path.name for path in (tmp_path / "s" / ".part-all").iterdir()] == ["0-4"]
+    assert [path.name for path in (tmp_path / "s" / ".part-all").iterdir()] == ["0-3"]
     monkeypatch.undo()
     execute.run(SWEEP, tmp_path)
     assert arrays(tmp_path) == arrays(unbroken[0])
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named(broken, monkeypatch):
-    folder = broken / "s" / ".part-all" / "0-4"
-    other = dataclasses.replace(WHOLE, every=3)
-    with pytest.raises(store.ResultError, match=r"0-4 is part of a cell of another configuration"):
+    folder = broken / "s" / ".part-all" / "0-3"
+    other = dataclasses.replace(WHOLE, every=4)
+    with pytest.raises(store.ResultError, match=r"0-3 is part of a cell of another configuration"):
         execute.run(other, broken)
 
     with monkeypatch.context() as patch:
         patch.setattr(execute.provenance, "code", lambda *_: "changed")
-        with pytest.raises(store.ResultError, match=r"0-4 is part of a cell that other code began"):
+        with pytest.raises(store.ResultError, match=r"0-3 is part of a cell that other code began"):
             execute.run(WHOLE, broken)
 
     manifest, kept = store.load(folder)
@@ -265,7 +265,7 @@ def test_records_have_a_named_axis(unbroken):
     assert set(coordinates) == {"rate", "seed", "at"}
     columns = labelled.columns_of(SWEEP, result)
     assert "at" not in columns
-    assert {"loss[11]", "w[3,2]", "count[0]"} <= columns.keys()
+    assert {"loss[11]", "w[4,2]", "count[0]"} <= columns.keys()
 
 
 def test_a_sweep_without_steps_keeps_its_hash():
