@@ -164,6 +164,7 @@ MACHINERY = {
     "dltheory.measure.factored",  # measure.ntk
     "dltheory.measure.gradient_check",  # measure.backprop
     "dltheory.measure.passes",  # measure.jacobians and its kin
+    "dltheory.measure.slope_estimates",  # measure.backprop
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians
     "dltheory.measure.timing",  # measure.backprop

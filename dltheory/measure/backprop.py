@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dltheory.measure import arguments, gradient_check, timing
+from dltheory.measure import arguments, gradient_check, slope_estimates, timing
 from dltheory.measure.chain_rule import Layer
 from dltheory.networks import sites
 
@@ -39,12 +39,17 @@ class GradientCheck(NamedTuple):
         leaf: The entry of the arguments that is worst, such as `args[0]['w'][2, 3]`; `None` where
             nothing is wrong with one.
         verdict: `correct`, `wrong`, `kink` or `noisy`.
+        estimates: The slope along one random direction by `forward`, `central` and `richardson`
+            differences, each with its best step, error and observed order; by `complex` steps too
+            where the program of the function takes complex numbers and is complex differentiable,
+            part by part. Empty where the gradient is not finite.
     """
 
     ok: bool
     order: float
     leaf: str | None
     verdict: str
+    estimates: dict[str, slope_estimates.Estimate]
 
 
 class Cost(NamedTuple):
@@ -254,12 +259,13 @@ def check_gradient(fn: Callable, *args: Any) -> GradientCheck:
         >>> backprop.check_gradient(jax.nn.relu, jnp.array(0.0)).verdict
         'kink'
 
-    Source: Moré and Wild (2011), Estimating computational noise, for the noise.
+    Source: Moré and Wild (2011), Estimating computational noise, for the noise; Squire and Trapp
+    (1998), Using complex variables to estimate derivatives of real functions.
     """
     arguments.refuse_integers("args", args)
     arguments.refuse_ignored("args", lambda args: fn(*args), args)
-    order, leaf, verdict = gradient_check.check(fn, args)
-    return GradientCheck(verdict == "correct", order, leaf, verdict)
+    order, leaf, verdict, estimates = gradient_check.check(fn, args)
+    return GradientCheck(verdict == "correct", order, leaf, verdict, estimates)
 
 
 def cost(fn: Callable, *args: Any) -> Cost:

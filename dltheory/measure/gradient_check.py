@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dltheory.measure import arguments
+from dltheory.measure import arguments, slope_estimates
+from dltheory.measure.slope_estimates import Estimate
 
 _LINES = 4  # random directions in all arguments together
 _SURE = 8  # standard deviations of the noise that a difference has to exceed
@@ -57,6 +58,10 @@ class Line(NamedTuple):
         return not self.bar <= _RESOLVED * self.slope
 
 
+# Steps, changes ahead, changes back, and the noise of the value at each step.
+Sides = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 class Probe:
     """A function at a point, with its gradient, weighted to one number in double precision."""
 
@@ -77,6 +82,7 @@ class Probe:
         pull, cotangents = jax.jit(pull), [jnp.asarray(w) for w in cotangents]
         self.gradient = lambda xs: _host(pull(xs, cotangents))
         self.value, self.slopes = _host(self.run(leaves)), self.gradient(leaves)
+        self.leaves = leaves
         self.dtypes = [leaf.dtype for leaf in leaves]
         self.x = _host(leaves)
         self.unit = max(
@@ -144,12 +150,27 @@ class Probe:
             found.append(np.nanmedian(squares))
         self.noise = float(np.sqrt(max(found)))
 
-    def line(self, direction: list[np.ndarray]) -> Line:
-        """Differences along a direction over all steps."""
+    def sides(self, direction: list[np.ndarray]) -> Sides:
+        """Changes along a direction over all steps."""
         h = 10.0 ** -np.arange(1, -np.log10(16 * self.unit), 0.5)
         up = np.array([self.change(direction, step) for step in h])
         down = np.array([self.change(direction, -step) for step in h])
         noise = np.maximum(self.noise, np.maximum(up[:, 2], down[:, 2])) * np.sqrt(2)
+        return h, up, down, noise
+
+    def estimates(self, direction: list[np.ndarray], sides: Sides) -> dict[str, Estimate]:
+        """The slope along a direction by every kind of difference that there is."""
+        parts = zip(self.slopes, direction, strict=True)
+        slope = sum(float(np.sum(g * v)) for g, v in parts)
+        found = slope_estimates.from_sides(*sides, slope, _trend)
+        exact = slope_estimates.by_complex_step(
+            self.run, self.leaves, direction, self.weights, slope, _trend
+        )
+        return found if exact is None else found | {"complex": exact}
+
+    def line(self, direction: list[np.ndarray], sides: Sides | None = None) -> Line:
+        """Differences along a direction over all steps."""
+        h, up, down, noise = self.sides(direction) if sides is None else sides
         bend = (up[:, 0] - down[:, 0] - up[:, 1] + down[:, 1]) / (2 * h)
         jump = (up[:, 0] + down[:, 0] - up[:, 1] - down[:, 1]) / h
         terms = [g * v for g, v in zip(self.slopes, direction, strict=True)]
@@ -187,30 +208,32 @@ class Probe:
         return Line(0.0, 0.0, 0.0, np.inf, 0.0, np.inf, 0.0, slope, 0.0)
 
 
-def check(fn: Callable, args: Any) -> tuple[float, str | None, str]:
-    """Order, worst entry and verdict, as `backprop.check_gradient` returns them."""
+def check(fn: Callable, args: Any) -> tuple[float, str | None, str, dict[str, Estimate]]:
+    """Order, worst entry, verdict and estimates, as `backprop.check_gradient` returns them."""
     with np.errstate(all="ignore"):
         probe = Probe(fn, args)
         for k, gradient in enumerate(probe.slopes):
             if not np.isfinite(gradient).all():
                 worst = np.unravel_index(np.isfinite(gradient).argmin(), gradient.shape)
-                return np.nan, _entry(probe.names[k], worst), "wrong"
+                return np.nan, _entry(probe.names[k], worst), "wrong", {}
         rng = np.random.default_rng(1)
         everywhere = [probe.direction(rng) for _ in range(_LINES)]
         probe.measure_noise(everywhere)
         each = [probe.direction(rng, k) for k in range(len(probe.x))]
-        lines = [probe.line(direction) for direction in everywhere]
+        sides = probe.sides(everywhere[0])
+        lines = [probe.line(everywhere[0], sides), *map(probe.line, everywhere[1:])]
+        estimates = probe.estimates(everywhere[0], sides)
         alone = [probe.line(direction) for direction in each]
         order = float(np.median([line.order for line in lines]))
         kink = max(abs(line.jump) for line in [*lines, *alone])
         if any(line.wrong(kink) for line in [*lines, *alone]):
             leaf = int(np.argmax([abs(line.bend) - 2 * abs(line.beside) for line in alone]))
-            return order, _worst(probe, leaf, alone[leaf].bend_at, _bend, rng), "wrong"
+            return order, _worst(probe, leaf, alone[leaf].bend_at, _bend, rng), "wrong", estimates
         if any(map(probe.kinked, [*everywhere, *each], [*lines, *alone])):
             leaf = int(np.argmax([abs(line.jump) for line in alone]))
-            return order, _worst(probe, leaf, alone[leaf].jump_at, _jump, rng), "kink"
+            return order, _worst(probe, leaf, alone[leaf].jump_at, _jump, rng), "kink", estimates
         noisy = any(line.unresolved for line in lines)
-        return order, None, "noisy" if noisy else "correct"
+        return order, None, "noisy" if noisy else "correct", estimates
 
 
 def _bend(up: tuple, down: tuple) -> float:

@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from dltheory.measure import backprop
+from tests.facts import FACTS
 from tests.tier import cases
 
 
@@ -171,7 +172,7 @@ def test_verdicts(verdict, name):
 
 
 def test_what_the_dtype_cannot_show_is_neither_right_nor_wrong():
-    assert check("noisy", "farther")[0] == (False, np.inf, None, "noisy")
+    assert check("noisy", "farther")[0][:4] == (False, np.inf, None, "noisy")
 
 
 def test_kinks_all_around_do_not_hide_a_bug():
@@ -184,8 +185,8 @@ def test_kinks_all_around_do_not_hide_a_bug():
 
     right = lambda w: jax.nn.relu(x @ w["in"] + w["bias"][None])
     stopped = lambda w: jax.nn.relu(x @ w["in"] + jax.lax.stop_gradient(w["bias"])[None])
-    assert backprop.check_gradient(loss(right), w)[2:] == (None, "correct")
-    leaf, verdict = backprop.check_gradient(loss(stopped), w)[2:]
+    assert backprop.check_gradient(loss(right), w)[2:4] == (None, "correct")
+    leaf, verdict = backprop.check_gradient(loss(stopped), w)[2:4]
     assert verdict == "wrong"
     assert leaf.startswith("args[0]['bias'][")
 
@@ -204,15 +205,41 @@ def test_orders_are_observed():
     assert backprop.check_gradient(lambda x: 3 * x, jnp.array(0.3)).order == np.inf
 
 
+def test_every_kind_of_difference_has_its_order_and_its_best_step():
+    """The example of Squire and Trapp; the complex step alone is exact to rounding."""
+    fn = lambda x: jnp.exp(x) / (jnp.sin(x) ** 3 + jnp.cos(x) ** 3)
+    found = backprop.check_gradient(fn, jnp.array(1.5)).estimates
+    orders = {"forward": 1, "central": 2, "richardson": 4, "complex": 2}
+    assert set(found) == set(orders)
+    exact = FACTS["bp.complexstep"]["value"]
+    direction = found["complex"].slope / exact
+    for name, order in orders.items():
+        assert found[name].order == pytest.approx(order, abs=0.1), name
+        allowed = {"forward": 1e-7, "central": 1e-9, "richardson": 1e-11, "complex": 1e-14}[name]
+        assert found[name].error < allowed
+        assert found[name].slope / direction == pytest.approx(exact, rel=2 * allowed)
+    steps = [found[name].step for name in ("forward", "central", "richardson")]
+    assert steps == sorted(steps)
+
+
+def test_complex_steps_where_a_program_is_complex_differentiable():
+    """Also where rounding hides the slope from all differences; and they see through rules."""
+    hidden = check("noisy", "farther")[0].estimates
+    assert hidden["complex"].error < 1e-6 < hidden["central"].error
+    assert check("wrong", "sign")[0].estimates["complex"].error == pytest.approx(2, abs=1e-12)
+    for fn in (jax.nn.relu, lambda x: jnp.abs(x), lambda x: jnp.where(x > 0, x, x * x)):
+        assert "complex" not in backprop.check_gradient(fn, jnp.array(0.3)).estimates
+
+
 def test_a_gradient_that_is_not_finite_is_wrong():
     found = backprop.check_gradient(lambda x: jnp.sqrt(x**2).sum(), jnp.array([1.0, 0.0]))
-    assert found[2:] == ("args[0][1]", "wrong")
+    assert found[2:] == ("args[0][1]", "wrong", {})
 
 
 def test_a_function_that_ends_has_a_kink_there():
     """Infinity is no value: the slopes of one side alone exist."""
     fn = lambda x: jnp.where(x < 2, -jnp.inf, jnp.square(x))
-    assert backprop.check_gradient(fn, jnp.array(2.0))[2:] == ("args[0]", "kink")
+    assert backprop.check_gradient(fn, jnp.array(2.0))[2:4] == ("args[0]", "kink")
 
 
 def test_what_cannot_be_checked_is_named():
