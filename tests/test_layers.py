@@ -165,6 +165,7 @@ MACHINERY = {
     "dltheory.measure.gradient_check",  # measure.backprop
     "dltheory.measure.passes",  # measure.jacobians and its kin
     "dltheory.measure.slope_estimates",  # measure.backprop
+    "dltheory.measure.polygons",  # measure.regions
     "dltheory.measure.spectra",  # measure.jacobians
     "dltheory.measure.stacks",  # measure.jacobians
     "dltheory.measure.timing",  # measure.backprop
