@@ -8,6 +8,7 @@
 - `checkpointing`: gradients of long chains with few states in memory, by any plan;
 - `chain_rule`: layers with their derivatives written out;
 - `curvature`: the Hessian and the Gauss-Newton matrix: extreme values, trace, density;
+- `feedback_alignment`: learning without the transposes, and the angle to the true gradient;
 - `activations`: the facts of any callable; saturation and dead units of a live network;
 - `convolution`: spectra of convolutional layers, and what units of any network see;
 - `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
@@ -26,6 +27,7 @@ from . import (  # noqa: F401
     convolution,
     convolution_matrix,
     curvature,
+    feedback_alignment,
     generalization,
     jacobians,
     kernel_norms,

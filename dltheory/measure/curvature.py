@@ -147,6 +147,53 @@ def top_eigenvalues(
     return krylov.top_eigenvalues(key, curve, params, k)
 
 
+def sharpness(
+    key: Array,
+    loss: Loss,
+    f: Callable,
+    x: Array,
+    *,
+    kind: str = "hessian",
+    batch_size: int | None = None,
+) -> Callable[[Any], Array]:
+    r"""The sharpness as a function of the parameters, to be followed through training.
+
+    .. math:: \theta \mapsto \lambda_\max(H(\theta))
+
+    Gradient descent on a quadratic loss diverges where it exceeds :math:`2 / \eta`.
+
+    Args:
+        key: As in `top_eigenvalues`.
+        loss: As in `product`.
+        f: As in `product`.
+        x: As in `product`.
+        kind: As in `product`.
+        batch_size: As in `product`.
+
+    Returns:
+        `read(params) -> ()`, the curvature of largest magnitude with its sign: the `record` of
+        `networks.training.descent`. It raises what `top_eigenvalues` raises.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from dltheory.measure import curvature
+        >>> from dltheory.networks import data, training
+        >>> f, init = lambda w, x: w[0] * w[1] * x, lambda key: jnp.array([2.0, 0.1])
+        >>> square = lambda y, wanted: jnp.mean((y - wanted) ** 2) / 2
+        >>> line = data.Data(jnp.ones(1), jnp.ones(1))
+        >>> read = curvature.sharpness(jax.random.key(0), lambda y: square(y, line.y), f, line.x)
+        >>> process = training.descent(f, init, square, optax.sgd(0.1), line, record=read)
+        >>> history = training.run(process, jax.random.key(0), 100)[1]
+        >>> [f"{value:.2f}" for value in history.record]
+        ['4.09', '4.43']
+
+    Source: Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of
+    stability.
+    """
+    options = {"kind": kind, "batch_size": batch_size}
+    return lambda params: top_eigenvalues(key, loss, f, params, x, 1, **options)[0][0]
+
+
 def density(
     key: Array,
     loss: Loss,

@@ -5,6 +5,7 @@
 - `log_spectrum`: every singular value of a product of thousands of matrices;
 - `spectra`: condition, rank, volume and isometry of a spectrum in logarithms;
 - `krylov`: spectra of linear maps that are known only by what they do to a vector;
+- `lanczos`: the recurrence that shows a symmetric map as one vector sees it;
 - `norms`: norms of pytrees that neither underflow nor overflow;
 - `scaling`: power laws with the standard error of the exponent;
 - `intervals`: rigorous bounds on a traced program over a box;
@@ -17,6 +18,7 @@ from . import (  # noqa: F401
     gaussian,
     intervals,
     krylov,
+    lanczos,
     log_spectrum,
     norms,
     results,

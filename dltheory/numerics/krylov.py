@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
+from dltheory.numerics import lanczos
 from dltheory.numerics.results import Density
 
 LinearMap = Callable[[Any], Any]
@@ -227,9 +228,7 @@ def spectral_density(
     def quadrature(key):
         start = jax.random.normal(key, (size,), work)
         if symmetric:
-            factorise = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-            h = jnp.asarray(factorise(operator, start).J_small)
-            diagonal, beside = jnp.diagonal(h), jnp.diagonal(h, -1)
+            diagonal, beside = lanczos.tridiagonal(operator, start, steps)
         else:
             diagonal, beside = decomp.bidiag(steps, materialize=False)(operator, start).J_small
         bad = ~jnp.isfinite(diagonal[0])

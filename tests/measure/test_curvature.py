@@ -94,6 +94,15 @@ def test_top_eigenvalues_have_honest_residuals(kind, dense):
     assert np.all(residuals < 1e-6 * np.abs(exact[0]))
 
 
+def test_sharpness_along_a_path(dense):
+    """It reads the top eigenvalue with its sign, under vmap too."""
+    read = curvature.sharpness(KEY, lambda y: -loss(y), model, X)
+    paths = jax.tree.map(lambda w: jnp.stack([w, w]), W)
+    exact = np.linalg.eigvalsh(-dense["hessian"])
+    exact = exact[np.abs(exact).argmax()]
+    np.testing.assert_allclose(jax.jit(jax.vmap(read))(paths), [exact, exact], rtol=1e-8)
+
+
 def test_the_trace_is_within_its_error_bar(dense):
     traces = jax.jit(lambda key: curvature.trace(key, loss, model, W, X, probes=200, batch_size=4))
     value, stderr = traces(KEY)
