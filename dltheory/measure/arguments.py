@@ -49,10 +49,10 @@ def refuse_nan(value: Array, name: str = "loss(f(params, x))") -> Array:
     return value
 
 
-def refuse_ignored(name: str, fn: Callable, tree: Any) -> None:
-    """Raise ValueError, naming the leaves, if `fn(tree)` does not read some of them."""
-    jaxpr = jax.make_jaxpr(fn)(tree).jaxpr
-    read = _read(jaxpr)
+def refuse_ignored(name: str, fn: Callable, tree: Any, *rest: Any) -> None:
+    """Raise ValueError, naming the leaves, if `fn(tree, *rest)` does not read some of the tree."""
+    jaxpr = jax.make_jaxpr(fn)(tree, *rest).jaxpr
+    read = _read(jaxpr)[: len(jax.tree.leaves(tree))]
     ignored = [text for text, one in zip(names(name, tree), read, strict=True) if not one]
     if ignored:
         raise ValueError(

@@ -330,7 +330,7 @@ def cost_ratios(fn: Callable, *args: Any, rounds: int = 0) -> CostRatios:
     if rounds < 0:
         raise ValueError(f"rounds is {rounds}; want the number of times to time each, or 0")
     scalar = lambda *args: arguments.scalar(fn(*args), "fn(*args)")
-    arguments.refuse_ignored("args[0]", lambda first: scalar(first, *args[1:]), args[0])
+    arguments.refuse_ignored("args[0]", scalar, *args)
     both = jax.value_and_grad(scalar)
 
     def product(direction: Any, *args: Any) -> Any:
