@@ -120,15 +120,28 @@ def gradients(plan: Plan, params: Any, x: Array) -> tuple[list[Any], list[Array]
     return jax.vmap(one)(x)
 
 
-def inner(first: tuple[list[Any], list[Array]], second: tuple[list[Any], list[Array]]) -> Array:
+def inner(
+    first: tuple[list[Any], list[Array]], second: tuple[list[Any], list[Array]] | None = None
+) -> Array:
     """Inner products of all gradients in one set with all in another: `(N, O, M, O)`.
 
     Args:
         first: What `gradients` returns for N examples.
-        second: The same for M others.
+        second: The same for M others; the first again by default, at less cost.
     """
+    if second is None:
+        half = jax.tree.leaves(first)[0].shape[0] // 2
+        if half < _HALF:
+            return inner(first, first)
+        low, high = (
+            jax.tree.map(lambda a, part=part: a[part], first)
+            for part in (slice(half), slice(half, None))
+        )
+        across = inner(high, low)
+        above = jnp.concatenate([inner(low, low), jnp.transpose(across, (2, 3, 0, 1))], 2)
+        return jnp.concatenate([above, jnp.concatenate([across, inner(high, high)], 2)])
     terms = [_factored_inner(a, b) for a, b in zip(first[0], second[0], strict=True)]
-    terms += [_inner("nok,mpk->nomp", a, b) for a, b in zip(first[1], second[1], strict=True)]
+    terms += [_products(a, b) for a, b in zip(first[1], second[1], strict=True)]
     return sum(terms[1:], terms[0])
 
 
@@ -260,6 +273,7 @@ def _joined(pairs: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 # ------------------------------------------------------------------------------ contraction
 
 _STORE = 64  # what it costs to store a number and read it again, in multiplications
+_HALF = 16  # so many examples in each half are worth the use of symmetry
 _SMALL = 2  # how much more a multiplication costs in small products than in large ones
 
 
@@ -293,7 +307,7 @@ def _slice_inner(rows1: Array, columns1: Array, rows2: Array, columns2: Array) -
         _by_gradients: (n * o * t + m * p * s + n * m * o * p) * a * b,
     }
     if r1 == r2 == 1 and t * s > 1:
-        costs[_by_sweep] = n * m * (t * s * (a + c2 * b) + c1 * c2 * t * b) * _SMALL
+        costs[_by_sweep] = n * m * (t * s * (a + c1 * b) + c1 * c2 * s * b) * _SMALL
     return min(costs, key=lambda way: costs[way])(rows1, columns1, rows2, columns2)
 
 
@@ -302,8 +316,7 @@ def _by_grams(rows1: Array, columns1: Array, rows2: Array, columns2: Array) -> A
     if rows1.shape[2] == rows2.shape[2] == 1:
         # Said as for a formed gradient, so that a bias's product is seen to be that of columns.
         left, right = (
-            _inner("nok,mpk->nomp", a[:, :, 0], b[:, :, 0])
-            for a, b in ((rows1, rows2), (columns1, columns2))
+            _products(a[:, :, 0], b[:, :, 0]) for a, b in ((rows1, rows2), (columns1, columns2))
         )
         return left * right
     left = _inner("nota,mpsa->notmps", rows1, rows2)
@@ -316,16 +329,21 @@ def _by_sweep(rows1: Array, columns1: Array, rows2: Array, columns2: Array) -> A
 
     def one(example: tuple[Array, Array]) -> Array:
         gram = _inner("nta,sa->nts", rows1[:, 0], example[0][0])
-        moved = _inner("nts,psb->ntbp", gram, example[1])
-        return _inner("notb,ntbp->nop", columns1, moved)
+        moved = _inner("notb,nts->nobs", columns1, gram)
+        return _inner("nobs,psb->nop", moved, example[1])
 
     return jnp.moveaxis(lax.map(one, (rows2, columns2)), 0, 2)
 
 
 def _by_gradients(rows1: Array, columns1: Array, rows2: Array, columns2: Array) -> Array:
     """By the gradients themselves: best where there is much to sum over."""
-    first, second = _formed(rows1, columns1), _formed(rows2, columns2)
-    return _inner("nok,mpk->nomp", first, second)
+    return _products(_formed(rows1, columns1), _formed(rows2, columns2))
+
+
+def _products(first: Array, second: Array) -> Array:
+    """Inner products of formed gradients, `(N, O, size)`, as one product of two matrices."""
+    rows, columns = (a.reshape(-1, a.shape[-1]) for a in (first, second))
+    return _inner("ik,jk->ij", rows, columns).reshape(*first.shape[:2], *second.shape[:2])
 
 
 def _formed(rows: Array, columns: Array) -> Array:

@@ -83,7 +83,7 @@ def empirical_ntk(
         return jnp.zeros((x1.shape[0], other.shape[0], plan.outputs, plan.outputs), dtype)
     if batch_size is None:
         first = gradients(x1)
-        kernel = factored.inner(first, first if x2 is None else gradients(x2))
+        kernel = factored.inner(first, None if x2 is None else gradients(x2))
     else:
         blocks1, blocks2 = _blocks(x1, batch_size), _blocks(other, batch_size)
 

@@ -197,6 +197,23 @@ def test_the_cheapest_way_is_taken(sizes, way, monkeypatch):
     assert taken == [way]
 
 
+def test_one_set_with_itself_needs_half_the_products(monkeypatch):
+    """From a few examples on the kernel is put together of blocks, here uneven ones."""
+    first = [jnp.asarray(normal(i, 5, o, 3, 4)) for i, o in enumerate((1, 2))]
+    gradients = [tuple(a[:, :, None] for a in first)], [normal(2, 5, 2, 6)]
+    wanted = factored.inner(gradients, gradients)
+    products = []
+    count = factored._products
+    monkeypatch.setattr(
+        factored, "_products", lambda a, b: products.append(a.shape[0] * b.shape[0]) or count(a, b)
+    )
+    for half, cost in ((3, 25), (2, 19)):
+        monkeypatch.setattr(factored, "_HALF", half)
+        products.clear()
+        np.testing.assert_allclose(factored.inner(gradients), wanted, rtol=1e-12)
+        assert sum(products) == 2 * cost  # one in factors, one formed
+
+
 @pytest.mark.usefixtures("float32")
 def test_other_inputs_in_blocks():
     """Blocks that do not divide the sets; in JAX's default precision."""
