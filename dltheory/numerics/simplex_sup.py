@@ -30,6 +30,7 @@ from dltheory.numerics.results import Bracket
 
 _ENTRIES = 2_000_000  # numbers of one operation, for the sake of memory
 _TRIED = 32  # simplices whose likeliest points are looked at in each round
+_TRUSTED = 6  # rounds before it is asked whether 16 digits will do
 _ROUNDING = 2.0**-46  # of the terms of a quadratic
 _SMALLEST = 2.0**-70  # of the box: an edge that is not cut
 
@@ -135,12 +136,15 @@ class _Search:
         """A bracket, and whether rounding kept it from what was wanted."""
         high = _simplices(self.low, self.high)
         low, drift = np.zeros_like(high), np.zeros(len(high))
-        best, top, wanting = 0.0, 0.0, False
+        best, top, wanting, rounds = 0.0, 0.0, False, 0
         while len(high):
-            budget -= len(high)
+            budget, rounds = budget - len(high), rounds + 1
             made, kinks = self.bounded((high, low), float(drift.max()), wide)
             bound = _largest(made)
-            best = max(best, self.attained((high, low), made, bound, wide))
+            seen, doubt = self.attained((high, low), made, bound, wide)
+            best = max(best, seen)
+            if not wide and self.small and rounds > _TRUSTED and doubt > rtol * best / 4:
+                return Bracket(np.float64(best), np.float64(math.inf)), True
             goal = best * (1 + rtol)
             open_ = bound > goal
             excess = bound - best
@@ -240,8 +244,8 @@ class _Search:
             edges[better], bend = terms[better], np.where(better, rest, bend)
         return edges, _unsure(bend), *known
 
-    def attained(self, corners, made: _Quadratic, bound: np.ndarray, wide: bool) -> float:
-        """A size that is attained, at one of the points where it is likely to be largest."""
+    def attained(self, corners, made: _Quadratic, bound: np.ndarray, wide: bool):
+        """A size that is attained, where it is likely to be largest; how uncertain sizes are."""
         order = np.argsort(-bound)[:_TRIED]
         rows = _Quadratic(*(part[order] for part in made))
         lam = np.concatenate([_peaks(rows, 1), _peaks(rows, -1)], 1)
@@ -255,7 +259,8 @@ class _Search:
         f, doubt = self.at(points, wide)
         g = double_double.add((y.high[:, 0], y.low[:, 0]), (-f[0], -f[1]))[0]
         size = np.abs(g) * (1 - 2.0**-50) - y.error - doubt
-        return float(np.max(np.where(np.isnan(size), 0, size), initial=0.0))
+        size = np.where(np.isnan(size), 0, size)
+        return float(np.max(size, initial=0.0)), float(np.nanmin(y.error + doubt))
 
 
 def _gradient(slope: Enclosure, low: np.ndarray, high: np.ndarray):
