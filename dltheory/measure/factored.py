@@ -131,7 +131,8 @@ def inner(
     """
     if second is None:
         half = jax.tree.leaves(first)[0].shape[0] // 2
-        if half < _HALF:
+        # Products of dense layers' factors cost too little to be cut.
+        if half < _HALF or all(rows.shape[3] == 1 for rows, _ in first[0]):
             return inner(first, first)
         low, high = (
             jax.tree.map(lambda a, part=part: a[part], first)
