@@ -15,6 +15,7 @@
 - `generalization`: the gap, bias and variance, margins, complexity of any classifier;
 - `kernel_norms`: norms of the kernels of any model, layer by layer;
 - `approximation`: sup errors with certificates, L2 errors with error bars;
+- `fits`: greedy, trained and random networks of one hidden layer, with error against width;
 - `regions`: exact linear pieces along a line.
 """
 
@@ -28,6 +29,7 @@ from . import (  # noqa: F401
     convolution_matrix,
     curvature,
     feedback_alignment,
+    fits,
     generalization,
     jacobians,
     kernel_norms,
