@@ -27,6 +27,7 @@
 - `rates`: rates of approximation of whole classes of targets;
 - `constructions`: networks written down by a proof, with their errors;
 - `meshes`: networks on a regular mesh of a box, with their errors;
+- `polynomials`: polynomials and Taylor patches as deep networks;
 - `barron`: networks drawn from the Fourier measure of a target, with their exact mean error;
 - `selections`: exact networks for maximum, minimum, median and bumps;
 - `layouts`: networks from given layers;
@@ -59,6 +60,7 @@ from . import (  # noqa: F401
     mean_field,
     meshes,
     pac_bayes,
+    polynomials,
     random_features,
     rates,
     regions,
