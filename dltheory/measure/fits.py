@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from scipy.stats import qmc
 
 from dltheory.networks import activations, training
 from dltheory.networks.data import Data
@@ -293,6 +292,8 @@ def _sample(key: Array, f: Callable, interval: tuple[ArrayLike, ArrayLike], poin
 
 def _even(count: int, d: int, dtype) -> Array:
     """Points that fill the unit cube evenly."""
+    from scipy.stats import qmc  # Half a second, for those who fit.
+
     whole = qmc.Sobol(d, scramble=False).random_base2(max(count - 1, 1).bit_length())
     return jnp.asarray(whole[:count], dtype)
 

@@ -8,7 +8,7 @@ import importlib, pkgutil, sys
 import dltheory
 for module in pkgutil.walk_packages(dltheory.__path__, "dltheory."):
     importlib.import_module(module.name)
-slow = "matplotlib dask distributed orbax flax.nnx tyro sklearn mnist1d torch".split()
+slow = "matplotlib dask distributed orbax flax.nnx tyro sklearn scipy.stats mnist1d torch".split()
 print(*[name for name in slow if name in sys.modules])
 """
 
