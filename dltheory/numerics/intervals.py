@@ -376,12 +376,12 @@ def opened(program: core.ClosedJaxpr) -> Callable[[Array], Array]:
         program: A traced program of one argument and one output.
 
     Returns:
-        The function; when it is called, `NotImplementedError` says that there are loops.
+        The function, which raises `NotImplementedError` if there are loops.
     """
 
     def run(program, args):
-        jaxpr = program.jaxpr
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *args), strict=True))
+        jaxpr, consts = program.jaxpr, program.consts
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         read = lambda atom: atom.val if isinstance(atom, core.Literal) else env[atom]
         for eqn in jaxpr.eqns:
             ins, inner = [read(atom) for atom in eqn.invars], _inner(eqn)
@@ -390,7 +390,6 @@ def opened(program: core.ClosedJaxpr) -> Callable[[Array], Array]:
             elif eqn.primitive.name == "stop_gradient":
                 outs = ins
             elif eqn.primitive.name in ("cond", "scan"):
-                # A custom rule may hide inside.
                 raise NotImplementedError("no derivative is taken of loops and branches")
             else:
                 outs = eqn.primitive.bind(*ins, **eqn.params)

@@ -229,7 +229,9 @@ class _Search:
             if self.curvature is None:
                 return edges, _unsure(bend), *known
             rest = shift
-            legs = np.stack([points[:, i] - points[:, j] for i, j in pairs], 1)
+            tail = corners[1]
+            leg = lambda i, j: (points[:, i] - points[:, j]) + (tail[:, i] - tail[:, j])
+            legs = np.stack([leg(i, j) for i, j in pairs], 1)
             terms = np.zeros_like(edges)
             for k, row in enumerate(self.curvature):
                 for m, entry in enumerate(row):
@@ -237,7 +239,9 @@ class _Search:
                     smooth = smooth & ~leaps
                     middle = value.lower / 2 + value.upper / 2
                     twice = 1 if k == m else 2
-                    terms += twice / 2 * middle[:, None] * legs[..., k] * legs[..., m]
+                    term = twice / 2 * middle[:, None] * legs[..., k] * legs[..., m]
+                    terms += term
+                    rest = rest + _ROUNDING * np.abs(term).max(1)
                     spread = np.nextafter(value.upper - value.lower, math.inf)
                     rest = rest + twice / 16 * spread * width[:, k] * width[:, m]
             better = smooth & (np.abs(terms).max(1) / 3 + rest < bend)

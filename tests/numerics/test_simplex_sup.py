@@ -62,7 +62,7 @@ TARGETS = [
 GRID = np.stack(np.meshgrid(*[np.linspace(-1, 1, 161)] * 2), -1).reshape(-1, 2)
 
 
-@settings(max_examples=cases(60))
+@settings(max_examples=cases(40))
 @given(
     st.integers(0, len(TARGETS) - 1),
     st.booleans(),
