@@ -16,7 +16,7 @@
 - `kernel_norms`: norms of the kernels of any model, layer by layer;
 - `approximation`: sup errors with certificates, L2 errors with error bars;
 - `fits`: greedy, trained and random networks of one hidden layer, with error against width;
-- `regions`: exact linear pieces along a line.
+- `regions`: exact linear regions of lines and planes, the length of a path in each layer.
 """
 
 from . import (  # noqa: F401
