@@ -3,6 +3,7 @@
 - `dual`: Gaussian moments, dual kernels and Hermite coefficients of any activation;
 - `self_normalization`: gains, and the Gaussian fixed point that SELU was made for;
 - `mean_field`: lengths, correlations and gradients through depth, and the edge of chaos;
+- `batch_norm`: batch normalisation in batches of finite size, for any activation;
 - `shattering`: how alike the gradients at two inputs are, and the rates of independent gates;
 - `kernels`: NNGP and tangent kernels of wide networks: dense, residual, convolutional;
 - `kernel_regression`: training with a fixed tangent kernel, in closed form;
@@ -41,6 +42,7 @@ from . import (  # noqa: F401
     architectures,
     backprop,
     barron,
+    batch_norm,
     bounds,
     capacity,
     clipping,

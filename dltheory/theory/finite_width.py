@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from dltheory.networks import activations
 from dltheory.numerics import gaussian
-from dltheory.theory import dual, mean_field
+from dltheory.theory import dual, fluctuations, mean_field
 from dltheory.theory.dual import Phi
 from dltheory.theory.parameters import check_count, checked
 
@@ -293,21 +293,24 @@ def log_gradient_std(
     growth = lambda q: jnp.log(dual.derivative_moment(phi, q))
     next_length = lambda q: mean_field.q_map(phi, q, weight_var=weight_var, bias_var=bias_var)
 
-    def layer(state: tuple, _: None) -> tuple[tuple, Array]:
-        q, length, cross, total = state  # the last three times the width
+    at = {"depth": depth, "width": width, "weight_var": weight_var, "bias_var": bias_var}
+    stds = fluctuations.lengths(phi, q, **at).std.q
+
+    def layer(state: tuple, std: Array) -> tuple[tuple, Array]:
+        q, cross, total = state  # the last two, and what follows, times the width
+        length = width * std**2 - 2 * q**2  # but for what the layer's own sampling adds
         z, weights = gaussian.quadrature(q, kinks=phi.kinks)
         h = jnp.sqrt(q) * z
         slopes, squares = jnp.square(jax.vmap(jax.grad(phi))(h)), jnp.square(jax.vmap(phi)(h))
         slopes, mean = slopes / jnp.sum(weights * slopes), jnp.sum(weights * squares)
         noise = 3 * jnp.sum(weights * slopes**2) - 1
-        length_noise = weight_var**2 * jnp.sum(weights * jnp.square(squares - mean))
         cross_noise = weight_var * jnp.sum(weights * (slopes - 1) * (squares - mean))
         one = jnp.ones_like(q)
         pull = jax.jvp(growth, (q,), (one,))[1]
         following, slope = jax.jvp(next_length, (q,), (one,))
         total = total + pull**2 * length + 2 * pull * cross + noise
         cross = slope * (cross + pull * length) + cross_noise
-        return (following, slope**2 * length + length_noise, cross, total), total
+        return (following, cross, total), total
 
-    start = (q, jnp.zeros_like(q), jnp.zeros_like(q), jnp.zeros_like(q))
-    return jnp.sqrt(jax.lax.scan(layer, start, length=depth)[1] / width)
+    start = (q, jnp.zeros_like(q), jnp.zeros_like(q))
+    return jnp.sqrt(jax.lax.scan(layer, start, stds)[1] / width)

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from dltheory.networks import activations
 from dltheory.numerics import gaussian
 from dltheory.numerics.results import Moments
-from dltheory.theory import dual, fixed_points
+from dltheory.theory import batch_norm, dual, fixed_points
 from dltheory.theory.dual import Phi
 from dltheory.theory.parameters import check_count, checked
 
@@ -336,38 +336,30 @@ def batch_norm_growth(phi: Phi, *, batch: float = jnp.inf) -> Array:
 
     .. math:: \frac{\mathbb{E}\,\phi'(z)^2}{\operatorname{Var}\phi(z)} \ge 1
         \quad (B \to \infty), \qquad
-        \frac{1}{B - 3}\left[\frac{B - 1 + J'(c)}{1 - J(c)} - 1\right],\;
-        c = \frac{-1}{B - 1}
+        \frac{\text{alone} + \text{together}}{\text{variance}} \quad (B < \infty)
 
-    with J the dual kernel relative to its value at one, for `phi` homogeneous of degree one. Then
-    it is exact at every batch size above 3; its fluctuations have a variance above 5 only.
+    with the `batch_norm.Rates` of a batch. It is the mean over networks of the squared norm of the
+    gradient with respect to a layer's pre-activations, before they are normalised, over the whole
+    batch, relative to the next layer's; through normalisation, activation and weights, at any
+    weight variance. The mean is finite above 3 examples, its fluctuations have a variance above 5.
+    Batches of GELU and its kin leave the state that treats all examples alike, slowly, if they are
+    large (B = 64): they are refused, but not the limit, which holds for few layers only.
 
     Args:
         phi: Activation, its name, or a scalar callable.
         batch: Batch size B, above 3; infinite for the limit.
 
     Returns:
-        The growth factor, shape `()`.
+        The growth factor, shape `()`; infinite where `phi` jumps.
 
     Raises:
-        ValueError: If `batch` is 3 or less, or finite for a `phi` that is not homogeneous of
-            degree one.
+        ValueError: If `batch` is 3 or less or no whole number, or the state of a finite batch is
+            unstable (see `batch_norm.stability`; NaN under tracing instead).
 
     Source: Yang et al. (2019).
     """
-    phi = activations.get(phi)
-    if batch == jnp.inf:
-        variance = dual.moment(phi) - gaussian.expectation(phi) ** 2
-        return dual.derivative_moment(phi) / variance
-    if batch <= 3:
-        raise ValueError(f"batch must be above 3, where the mean gradient is finite; got {batch}")
-    if phi.homogeneous != 1:
-        text = "a finite batch needs an activation that is homogeneous of degree one, such as relu"
-        raise ValueError(f"{text}; got {phi.name}. Want batch = inf")
-    c = -1 / (batch - 1)
-    scale = dual.moment(phi)
-    value, slope = (k(phi, 1.0, 1.0, c) / scale for k in (dual.kernel, dual.derivative_kernel))
-    return ((batch - 1 + slope) / (1 - value) - 1) / (batch - 3)
+    rates = batch_norm.rates(phi, batch)
+    return (rates.alone + rates.together) / rates.variance
 
 
 def layer_norm_growth(

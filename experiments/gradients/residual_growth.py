@@ -25,7 +25,7 @@ from dltheory.experiment import figures
 from dltheory.experiment.claims import Claim, infinite_width, worst
 from dltheory.experiment.sweep import Sweep
 from dltheory.measure import signal
-from dltheory.theory import dual, mean_field
+from dltheory.theory import batch_norm, mean_field
 
 # Numbers of blocks of nets with scaled branches.
 BLOCKS = (4, 8, 16, 32)
@@ -120,30 +120,9 @@ def _theory(config):
             float(mean_field.residual_growth("relu", 1.0, branch=blocks**-0.5, **at)) ** blocks
             for blocks in BLOCKS
         ]
-    return plain, np.array(scaled), _normalised(config.weight_var, BLOCKS[-1], ROWS)
-
-
-def _normalised(weight_var, blocks, batch):
-    r"""Growth of the squared gradient over each normalised block, in batches of finite size.
-
-    Examples of a batch have the correlation c = -1/(B-1) once normalised. Gradients have the
-    covariance a of an example with itself and b with another; a branch adds A to a and takes
-    A/(B-1) from b, since the mean of the batch gets no gradient:
-
-    A = sigma_w^2 (a (B-2) / 2 - b (B-1) (k_0 + k_1)) / ((B-3) V), with the kernels k_1 of relu and
-    k_0 of its derivative at c, and V the variance about the mean of the batch.
-    """
-    with jax.enable_x64(True):
-        c = -1 / (batch - 1)
-        k1, k0 = (float(k("relu", 1.0, 1.0, c)) for k in (dual.kernel, dual.derivative_kernel))
-    a, b, growth = 1.0, 0.0, []
-    for below in reversed(range(blocks)):
-        variance = 1 + below * weight_var * (0.5 - k1)
-        added = a * (batch - 2) / 2 - b * (batch - 1) * (k0 + k1)
-        added *= weight_var / ((batch - 3) * variance)
-        growth.append(1 + added / a)
-        a, b = a + added, b - added / (batch - 1)
-    return np.array(growth[::-1])
+        growth = batch_norm.residual_batch_norm_growth
+        normalised = growth("relu", blocks=BLOCKS[-1], batch=ROWS, **at)
+    return plain, np.array(scaled), np.array(normalised)
 
 
 def _extrapolated(results, f):
