@@ -23,6 +23,9 @@ _UNITS = ("relu", "relu2", "tanh", "step")
 _SHIFTS = 16
 # Octaves of slopes that tanh units have, from one over the side of the box.
 _OCTAVES = 7
+# Of the side of the box, to which the kinks of units reach beyond it on each side: the theorems
+# want units that are linear in the box in the dictionary.
+_MARGIN = 1 / 16
 
 
 class Fit(NamedTuple):
@@ -73,10 +76,10 @@ def greedy_fit(
     .. math:: g_n = \arg\max_g |\langle g, f - f_{n-1} \rangle|, \qquad
               f_n = \text{the projection of } f \text{ on } 1, g_1, \dots, g_n
 
-    over units :math:`\phi(w \cdot x + b)` with random directions :math:`|w| = 1`, whose kinks meet
-    the box at quasi-random points; of tanh with random slopes. In the convex hull of all the units
-    of :math:`d` variables, :math:`\max(\cdot, 0)^k`, the error falls as
-    :math:`n^{-1/2 - (2k + 1)/2d}` (`theory.rates.dictionary_exponent`).
+    over units :math:`\phi(w \cdot x + b)` with random directions :math:`|w| = 1`, whose kinks run
+    through quasi-random points in a box one eighth as large again; of tanh with random slopes. In
+    the convex hull of all the units of :math:`d` variables, :math:`\max(\cdot, 0)^k`, the error
+    falls as :math:`n^{-1/2 - (2k + 1)/2d}` (`theory.rates.dictionary_exponent`).
 
     Args:
         key: Of the candidates and the points.
@@ -144,7 +147,8 @@ def random_feature_fit(
 ) -> Fit:
     r"""Least squares on units that are drawn independently of the target.
 
-    Directions are uniform, and kinks meet the box at uniform points. For a target
+    Directions are uniform, and kinks run through uniform points in a box one eighth as large again.
+    For a target
     :math:`f = c + \mathbb{E}_\theta\, a(\theta)\, \phi_\theta` over the law of the units, the mean
     squared error is at most :math:`\mathbb{E}_\theta\, a^2 \|\phi_\theta\|^2 / n`, which the mean
     of :math:`a(\theta_i) \phi_{\theta_i}` has before any weight is fitted.
@@ -299,7 +303,7 @@ def _even(count: int, d: int, dtype) -> Array:
 
 
 def _units(key: Array, sample: _Sample, count: int, unit: str, *, even: bool = False):
-    """Kernel and bias of random units whose kinks meet the box."""
+    """Kernel and bias of random units whose kinks meet the box, or what is near it."""
     d, dtype = len(sample.low), sample.low.dtype
     key_w, key_x, key_slope = jax.random.split(key, 3)
     w = jax.random.normal(key_w, (d, count), dtype)
@@ -311,7 +315,7 @@ def _units(key: Array, sample: _Sample, count: int, unit: str, *, even: bool = F
         at = jnp.mod(_even(count, d, dtype) + jax.random.uniform(key_x, (1, d), dtype), 1)
     else:
         at = jax.random.uniform(key_x, (count, d), dtype)
-    at = sample.low[None] + sample.side[None] * at
+    at = sample.low[None] + sample.side[None] * ((1 + 2 * _MARGIN) * at - _MARGIN)
     return w, -jnp.sum(w * at.T, 0)
 
 
