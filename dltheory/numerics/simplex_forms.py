@@ -131,6 +131,7 @@ class _Algebra:
             "sub": lambda _, x, y: self.add(x, _negative(y)),
             "neg": lambda _, x: _negative(x),
             "mul": lambda _, x, y: self.multiply(x, y),
+            "div": lambda _, x, y: self.divide(x, y),
             "square": lambda _, x: self.multiply(x, x),
             "integer_pow": self.power,
             "dot_general": self.contract,
@@ -230,15 +231,28 @@ class _Algebra:
             raise _NotAffineError
         x, y = _lined_up(x, y)
         largest = lambda z: np.abs(z.high).max(1) * (1 + 1e-15)
-        size_x, size_y = largest(x), largest(y)
-        error = size_x * y.error + size_y * x.error + x.error * y.error
-        error = error * (1 + 1e-12) + self.unit * size_x * size_y + _TINY
+        sizes = largest(x), largest(y)
+        error = sizes[0] * y.error + sizes[1] * x.error + x.error * y.error
+        error = error * (1 + 1e-12) + self.unit * sizes[0] * sizes[1] + _TINY
         if self.wide:
             pair = double_double.multiply((x.high, x.low), (y.high, y.low))
         else:
             high = x.high * y.high
             pair = high, np.zeros_like(high)
         return Form(*pair, error, x.fixed and y.fixed)
+
+    def divide(self, x: Form, y: Form) -> Form:
+        if not y.fixed or np.any(y.error) or np.any(y.high == 0):
+            raise _NotAffineError
+        x, y = _lined_up(x, y)
+        if self.wide:
+            pair = double_double.divide((x.high, x.low), (y.high, y.low))
+        else:
+            high = x.high / y.high
+            pair = high, np.zeros_like(high)
+        error = x.error * (1 + 1e-12) / np.abs(y.high[:, 0])
+        error = error + self.unit * np.abs(pair[0]).max(1) + _TINY
+        return Form(*pair, error, x.fixed)
 
     def power(self, eqn, x: Form) -> Form:
         if not (self.points or x.fixed) or eqn.params["y"] < 1:
