@@ -116,11 +116,11 @@ def greedy_fit(
     columns = phi(x @ kernel + bias[None])
     sizes = jnp.linalg.norm(columns, axis=0)
     basis = jnp.zeros((len(x), widths[-1] + 1), x.dtype).at[:, 0].set(len(x) ** -0.5)
-    small = 1e3 * jnp.finfo(x.dtype).eps
+    small = 16 * jnp.finfo(x.dtype).eps
 
     def choose(state, k):
-        basis, rest = state
-        index = jnp.argmax(jnp.abs(rest @ columns))
+        basis, rest, left = state
+        index = jnp.argmax(jnp.where(left, jnp.abs(rest @ columns), -1))
         new = columns[:, index]
         # Twice is enough, where once loses orthogonality.
         for _ in range(2):
@@ -128,10 +128,12 @@ def greedy_fit(
         size = jnp.linalg.norm(new)
         fresh = size > small * sizes[index]
         new = jnp.where(fresh, new / jnp.where(fresh, size, 1), 0)
-        rest = rest - new * (new @ rest)
-        return (basis.at[:, k + 1].set(new), rest), index
+        basis = basis.at[:, k + 1].set(new)
+        # All of it again: what rounding leaves along large units would outweigh small rests.
+        rest = rest - basis @ (rest @ basis)
+        return (basis, rest, left.at[index].set(False)), index
 
-    start = basis, y - jnp.mean(y)
+    start = basis, y - jnp.mean(y), jnp.ones(candidates, bool)
     chosen = jax.lax.scan(choose, start, jnp.arange(widths[-1]))[1]
     return _fitted(sample, kernel[:, chosen], bias[chosen], widths, unit)
 
@@ -330,7 +332,9 @@ def _outer(x: Array, y: Array, kernel: Array, bias: Array, mask: Array, unit: st
     columns = jnp.concatenate([jnp.ones_like(y)[:, None], columns], 1)
     sizes = jnp.linalg.norm(columns, axis=0)
     sizes = jnp.where(sizes > 0, sizes, 1)
-    weights = jnp.linalg.lstsq(columns / sizes[None], y)[0] / sizes
+    # Units of near kinks are nearly dependent, those that are masked exactly.
+    least = 8 * float(jnp.finfo(y.dtype).eps)
+    weights = jnp.linalg.lstsq(columns / sizes[None], y, rcond=least)[0] / sizes
     return {"kernel": (weights[1:] * mask)[:, None], "bias": weights[:1]}
 
 

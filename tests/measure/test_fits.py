@@ -119,3 +119,12 @@ def test_bad_input_is_named():
         fits.greedy_fit(KEY, jnp.exp, (1.0, 0.0), WIDTHS)
     with pytest.raises(ValueError, match="unit is 'step', which has no gradient"):
         fits.trained_fit(KEY, jnp.exp, UNIT, WIDTHS, unit="step")
+
+
+@pytest.mark.skipif(not FULL, reason="compiles another program")
+@pytest.mark.usefixtures("float32")
+def test_single_precision_is_enough():
+    """Where rounding outweighs a small rest, dependent units would be chosen from then on."""
+    fit = fits.greedy_fit(KEY, jnp.exp, UNIT, (16, 64))
+    assert fit.error.dtype == jnp.float32
+    np.testing.assert_allclose(np.asarray(fit.error) * np.array(fit.widths) ** 2, 0.067, rtol=0.1)
