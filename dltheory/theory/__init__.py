@@ -18,6 +18,7 @@
 - `regularization`: shrinkage, penalties and asymptotic risks of linear models;
 - `early_stopping`: gradient flow against ridge, and when to stop;
 - `regression`: ridge and the lasso on a given design, and the sparsity that it recovers;
+- `sparse_recovery`: How many measurements recover sparse coefficients: the cone of descent;
 - `dropout`: dropout of linear models as a ridge and as a nuclear norm;
 - `random_features`: the risk of ridge on random features, double descent;
 - `generalization`: bounds on the error on new examples, each with its verdict;
@@ -71,6 +72,7 @@ from . import (  # noqa: F401
     selections,
     self_normalization,
     shattering,
+    sparse_recovery,
     training_dynamics,
     universality,
 )
