@@ -10,6 +10,7 @@
 - `reinitialization`: its parameters drawn anew, by a scheme or from data;
 - `data`: real inputs;
 - `training`: any `optax` transformation within `lax.scan`, vmapped over seeds;
+- `stochastic`: networks whose weights are drawn anew, and descent on the law that they come from;
 - `transforms`: clipping of gradients that reports what it did;
 - `regularizers`: penalties, dropout, mixup, smoothing, early stopping as pure functions;
 - `proximal`: proximal L1 and projections of the weights, as `optax` transformations.
@@ -26,6 +27,7 @@ from . import (  # noqa: F401
     regularizers,
     reinitialization,
     sites,
+    stochastic,
     training,
     transforms,
     weights,

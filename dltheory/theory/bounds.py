@@ -11,13 +11,17 @@ from jax.typing import ArrayLike
 
 _Range = tuple[str, Callable[[Any], Any]]
 _UNIT: _Range = "in [0, 1]", lambda a: (a >= 0) & (a <= 1)
+_PROPER: _Range = "in (0, 1)", lambda a: (a > 0) & (a < 1)
+_SOME: _Range = "one or more", lambda a: a >= 1
 _RANGES: dict[str, _Range] = {
     "q": _UNIT,
     "p": _UNIT,
     "risk": _UNIT,
     "margin_risk": _UNIT,
-    "delta": ("in (0, 1)", lambda a: (a > 0) & (a < 1)),
-    "n": ("one or more", lambda a: a >= 1),
+    "delta": _PROPER,
+    "sampling_delta": _PROPER,
+    "n": _SOME,
+    "samples": _SOME,
     "margin": ("more than zero", lambda a: a > 0),
 }
 _OTHER: _Range = "zero or more", lambda a: a >= 0
@@ -51,8 +55,9 @@ def inputs(**values: ArrayLike) -> list[Array]:
     """Parameters of a bound as arrays of one dtype, NaN where they are out of range.
 
     Args:
-        **values: Probabilities `q`, `p`, `risk` and `margin_risk`, which may be 0 and 1; `delta`,
-            which may not; a number `n` of examples; a `margin`; and others, zero or more.
+        **values: Probabilities `q`, `p`, `risk` and `margin_risk`, which may be 0 and 1; `delta`
+            and `sampling_delta`, which may not; numbers `n` of examples and `samples`; a `margin`;
+            and others, zero or more.
 
     Returns:
         The arrays, in order.

@@ -125,6 +125,92 @@ def test_pac_bayes_holds_for_a_gaussian_posterior_in_most_draws():
     assert failures <= delta + 4 * math.sqrt(delta * (1 - delta) / len(counts))
 
 
+def test_certificates_hold_though_the_risk_is_sampled_and_the_prior_chosen():
+    """Two coins again, with two priors in a union and a few draws from the posterior."""
+    truth, n, samples, deltas = np.array([0.3, 0.5]), 60, 20, (0.1, 0.1)
+    counts = DRAWS.binomial(n, truth, size=(cases(20000), 2)) / n
+    weights = np.exp(-20 * counts) / np.exp(-20 * counts).sum(1, keepdims=True)
+    priors = np.array([[0.5, 0.5], [0.9, 0.1]])
+    kl = np.sum(weights[:, None] * np.log(weights[:, None] / priors), axis=2)
+    # The better of the two afterwards, each at half the probability of failure.
+    kl = kl.min(1) + math.log(2)
+    drawn = DRAWS.binomial(samples, weights[:, 0])
+    risk = (drawn * counts[:, 0] + (samples - drawn) * counts[:, 1]) / samples
+    certify = jax.jit(
+        lambda risk, kl: pac_bayes.certificate(
+            risk, samples, kl, n, deltas[0], sampling_delta=deltas[1]
+        )
+    )
+    failures = np.mean(weights @ truth > np.asarray(certify(risk, kl).value))
+    allowed = sum(deltas)
+    assert failures <= allowed + 4 * math.sqrt(allowed * (1 - allowed) / len(counts))
+
+
+def test_bounds_from_the_sample_alone_fail_as_seldom_as_they_promise():
+    """Thresholds on a line with noisy labels: the best one on the sample, and its true error."""
+    n, delta, noise, repeats = 50, 0.1, 0.2, cases(5000)
+    grid = np.arange(11) / 10
+    x = DRAWS.uniform(size=(repeats, n))
+    y = (x > 0.5) ^ (DRAWS.uniform(size=x.shape) < noise)
+    wrong = np.mean((x[..., None] > grid) != y[..., None], axis=1)
+    best = wrong.argmin(1)
+    risk = wrong[np.arange(repeats), best]
+    true = noise + (1 - 2 * noise) * np.abs(grid[best] - 0.5)
+    vc = jax.jit(lambda risk: capacity.vc_bound(risk, 1, n, delta).value)
+    bounds = {
+        "one of finitely many": risk + capacity.finite_class_gap(math.log(11), n, delta),
+        # The exact Rademacher complexity of thresholds is at most Massart's.
+        "rademacher": generalization.margin_bound(
+            risk, math.sqrt(2 * math.log(11) / n), 1.0, n, delta
+        ).value,
+        "vc": vc(risk),
+    }
+    for name, bound in bounds.items():
+        failures = np.mean(true > np.asarray(bound))
+        assert failures <= delta + 4 * math.sqrt(delta * (1 - delta) / repeats), name
+    # Without what they add, the best of the sample is more often worse than it looks.
+    assert np.mean(true > risk) > 0.5
+
+
+def test_compression_fails_as_seldom_as_it_promises():
+    """The best threshold on a line that is one of the examples."""
+    n, delta, repeats = 20, 0.1, cases(5000)
+    x = DRAWS.uniform(size=(repeats, n))
+    y = (x > 0.5) ^ (DRAWS.uniform(size=x.shape) < 0.2)
+    # A threshold at one of the examples is a function of that example alone.
+    differs = (x[:, None, :] > x[:, :, None]) != y[:, None, :]
+    wrong = np.sum(differs & ~np.eye(n, dtype=bool), axis=2)
+    best = wrong.argmin(1)
+    errors = wrong[np.arange(repeats), best].astype(float)
+    true = 0.2 + 0.6 * np.abs(x[np.arange(repeats), best] - 0.5)
+    bound = jax.jit(lambda errors: capacity.compression_bound(errors, 1, n, delta).value)(errors)
+    failures = np.mean(true > np.asarray(bound))
+    assert failures <= delta + 4 * math.sqrt(delta * (1 - delta) / repeats)
+
+
+def test_the_price_of_a_chosen_prior():
+    options = {"largest": 0.1, "precision": 100.0}
+    allowed = pac_bayes.allowed_prior(jnp.array([0.05, 0.0999, 0.0501, 0.2]), **options)
+    j = np.array([69, 1, 69, 1])
+    np.testing.assert_allclose(allowed, 0.1 * np.exp(-j / 100), rtol=1e-12)
+    price = pac_bayes.prior_price(allowed, **options)
+    np.testing.assert_allclose(price, np.log(np.pi**2 * j**2 / 6), rtol=1e-9, atol=1e-9)
+    # All shares of the probability of failure together are that probability.
+    every = pac_bayes.prior_price(0.1 * np.exp(-np.arange(1, 2001) / 100), **options)
+    np.testing.assert_allclose(np.exp(-every).sum(), 1, atol=4e-4)
+
+
+def test_a_certificate_is_the_inverse_twice():
+    upper = generalization.kl_inverse(0.1, math.log(2 / 0.01) / 500)
+    want = generalization.pac_bayes_kl(upper, 30.0, 1000, 0.04)
+    found = pac_bayes.certificate(0.1, 500, 30.0, 1000, 0.04, sampling_delta=0.01)
+    assert found.value == want.value > generalization.pac_bayes_kl(0.1, 30.0, 1000, 0.04).value
+    # The numbers of Dziugaite and Roy (2017).
+    np.testing.assert_allclose(
+        generalization.pac_bayes_kl(0.028, 5144.0, 55_000, 0.025).value, 0.161, atol=2e-3
+    )
+
+
 def test_relative_entropy_of_gaussians_is_an_integral():
     p, q = stats.norm(0.0, 0.5), stats.norm(0.7, 0.3)
     want = q.expect(lambda w: q.logpdf(w) - p.logpdf(w))
@@ -223,6 +309,18 @@ def test_bad_input():
                 bound(0.1, 1.0, 10, delta)
         with pytest.raises(ValueError, match=rf"delta must be in \(0, 1\); got {delta}"):
             generalization.clopper_pearson(1, 10, delta)
+        with pytest.raises(ValueError, match=rf"delta must be in \(0, 1\); got {delta}"):
+            pac_bayes.certificate(0.1, 10, 1.0, 10, 0.05, sampling_delta=delta)
+        with pytest.raises(ValueError, match=rf"delta must be in \(0, 1\); got {delta}"):
+            capacity.finite_class_gap(1.0, 10, delta)
+        with pytest.raises(ValueError, match=rf"delta must be in \(0, 1\); got {delta}"):
+            capacity.vc_bound(0.1, 3, 10, delta)
+        with pytest.raises(ValueError, match=rf"delta must be in \(0, 1\); got {delta}"):
+            capacity.compression_bound(0, 1, 10, delta)
+    with pytest.raises(ValueError, match="samples must be one or more; got 0"):
+        pac_bayes.certificate(0.1, 0, 1.0, 10, 0.05, sampling_delta=0.1)
+    with pytest.raises(ValueError, match=r"prior_var must be zero or more; got -1\.0"):
+        pac_bayes.prior_price(-1.0, largest=0.1, precision=100.0)
     with pytest.raises(ValueError, match="n must be one or more; got 0"):
         generalization.pac_bayes_kl(0.1, 1.0, 0, 0.05)
     with pytest.raises(ValueError, match=r"risk must be in \[0, 1\]; got 1.1"):
