@@ -25,8 +25,8 @@ from dltheory.experiment.sweep import Sweep
 from dltheory.measure import signal
 from dltheory.theory import mean_field
 
-# Homogeneous activations, for which theory knows finite batches: slope below zero by name. That of
-# abs is not here: its batches leave the symmetric state that theory is about, at any width.
+# Slope below zero by name. abs is not here: its batches were seen to leave the symmetric state that
+# theory is about, though theory.batch_norm.stability finds it stable against small changes.
 SLOPES = {"relu": 0.0, "prelu": 0.25}
 BATCHES = (8, 16, 32, 64)
 # Layers whose growth counts: the batch has to find its fixed point on the way up, the gradient
