@@ -3,6 +3,7 @@
 - `activations`: the catalogue, each function with its kinks, range and Lipschitz constant;
 - `initializers`: weights by variance, isometric, critical, and for residual branches;
 - `models`: fully connected and residual networks, depth by scan;
+- `image_models`: VGG, ResNet, AlexNet and MobileNet in Flax, of any width;
 - `pooling`: anti-aliased pooling;
 - `functional`: any Flax model as a pure `f(params, x)`;
 - `sites`: the layers of any `f(params, x)`, found in its traced program, and taps on them;
@@ -20,6 +21,7 @@ from . import (  # noqa: F401
     activations,
     data,
     functional,
+    image_models,
     initializers,
     models,
     pooling,
