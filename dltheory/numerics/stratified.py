@@ -2,11 +2,14 @@ r"""A matrix product kept as :math:`U \operatorname{diag}(e^d) T`, whatever its 
 
 :math:`U` has orthonormal columns, the scales :math:`d` are logarithms in descending order, and
 :math:`T` is well conditioned: the stratified product of Loh et al. (1992) and of Bai, Lee, Li and
-Xu (2011). Its singular values come from one-sided Jacobi rotations of the rows of
+Xu (2011). What rounding takes from it can be carried along to first order (`absorb_exactly`). Its
+singular values come from one-sided Jacobi rotations of the rows of
 :math:`\operatorname{diag}(e^d) T`, each held as a unit vector and a logarithmic length (Demmel and
 Veselić 1992). `log_spectrum` is the public face.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +18,8 @@ from jax import Array, lax
 
 # Cosines shrink quadratically; four to eight sweeps are usual.
 _MAX_SWEEPS = 40
+# What rounding takes is known to first order: well enough where it is less than this, in nats.
+_FIRST_ORDER = 1e-5
 
 
 class Product(NamedTuple):
@@ -24,7 +29,24 @@ class Product(NamedTuple):
     d: Array  # (n,), descending up to the present factor; -inf beyond the rank
     t: Array  # (n, n), well conditioned on its rows within the rank
     variance: Array  # (n,), of the estimated rounding error of d
+    tilt: Array  # (n,), estimated error of the angle between each column of u and the next
     rank: Array  # (), the structural rank: what zero rows and columns leave
+
+
+class Lost(NamedTuple):
+    """What rounding has taken from each part of a product, to first order."""
+
+    u: Array
+    d: Array
+    t: Array
+
+
+class Better(NamedTuple):
+    """A product computed with care, without its U, and what it has lost nevertheless."""
+
+    d: Array
+    t: Array
+    lost: Lost
 
 
 def identity(live: Array) -> Product:
@@ -39,18 +61,23 @@ def identity(live: Array) -> Product:
     u = _qr(jnp.where(live[:, None], c, 0), rank)[0]
     within = jnp.arange(n) < rank
     d = jnp.where(within, jnp.zeros(n, dtype), -jnp.inf)
-    return Product(u, d, jnp.diag(within.astype(dtype)), jnp.zeros(n, dtype), rank)
+    zeros = jnp.zeros(n, dtype)
+    return Product(u, d, jnp.diag(within.astype(dtype)), zeros, zeros, rank)
 
 
-def absorb(product: Product, c: Array) -> tuple[Product, Array]:
-    """Multiply from the left by the factor A, given c = A U; also the largest loss of accuracy."""
-    _, d, t, variance, rank = product
+def absorb(product: Product, c: Array) -> tuple[Product, Array, Array]:
+    """Multiply from the left by the factor A, given c = A U.
+
+    Also the largest loss of accuracy, and R such that c = U' R but for rounding.
+    """
+    _, d, t, variance, tilt, rank = product
     n, dtype = d.size, d.dtype
-    size = jnp.abs(lax.stop_gradient(c)).max(axis=0)
-    d = d + jnp.log(size)
+    scale = _power_of_two(lax.stop_gradient(c), axis=0)
+    d = d + jnp.log(scale)
     order = jnp.argsort(-lax.stop_gradient(d))
+    before = lax.stop_gradient(product.d[order])
     d, t, variance = d[order], t[order], variance[order]
-    c = (c * inverse(size)[None, :])[:, order]
+    c = (c * inverse(scale)[None, :])[:, order]
 
     rank = jnp.minimum(rank, (c != 0).any(axis=1).sum())
     q, r, size = _qr(c, rank)
@@ -64,14 +91,77 @@ def absorb(product: Product, c: Array) -> tuple[Product, Array]:
     loss = jnp.where((jnp.arange(n) < rank) & ~live, jnp.inf, loss)
     d = jnp.where(live, row_d + jnp.log(jnp.abs(pivot)), -jnp.inf)
     rounding = jnp.finfo(dtype).eps * jnp.abs(lax.stop_gradient(jnp.where(live, d, 0)))
+    tilt = _tilted(tilt, order, lax.stop_gradient(d) - before, loss, live)
+    sign = jnp.where(live, jnp.sign(pivot), 0)
     product = Product(
-        u=q * jnp.where(live, jnp.sign(pivot), 0)[None, :],
+        u=q * sign[None, :],
         d=d,
         t=jnp.where(live[:, None], ratio, 0) @ t,
-        variance=variance + loss**2 + rounding**2,
+        variance=variance + loss**2 + rounding**2 + tilt**2 + jnp.roll(tilt, 1) ** 2,
+        tilt=tilt,
         rank=rank,
     )
-    return product, loss.max()
+    r = (sign[:, None] * r)[:, jnp.argsort(order)] * scale[None, :]
+    return product, loss.max(), r
+
+
+def _tilted(tilt: Array, order: Array, growth: Array, loss: Array, live: Array) -> Array:
+    """The errors of the angles after a factor.
+
+    The angle between two neighbours grows as the lesser one grows beside the larger one: a
+    direction that all but misses one that grows later is known but poorly when that overtakes it.
+    """
+    pair = live & jnp.roll(live, -1).at[-1].set(False)
+    following = jnp.roll(order, -1)
+    adjacent = pair & (jnp.abs(order - following) == 1)
+    carried = jnp.where(adjacent, tilt[jnp.minimum(order, following)], 0)
+    grown = carried * jnp.exp(jnp.where(pair, jnp.minimum(jnp.roll(growth, -1) - growth, 80), 0))
+    return jnp.where(pair, jnp.minimum(jnp.hypot(grown, loss), 1), 0)
+
+
+def absorb_exactly(product: Product, lost: Lost, b: Array) -> tuple[Product, Lost]:
+    """Multiply from the left by the factor B; carry along what rounding takes away."""
+
+    def step(d, t, c):
+        new, _, r = absorb(product._replace(d=d, t=t), c)
+        return new[:3], (new, r)
+
+    c = b @ product.u
+    _, push, (new, r) = jax.linearize(step, product.d, product.t, c, has_aux=True)
+    return new, Lost(*push(lost.d, lost.t, b @ lost.u + _residual(b, product.u, new.u, r)))
+
+
+def _residual(b: Array, u: Array, q: Array, r: Array) -> Array:
+    """B U - Q R, though it cancels to the last digit.
+
+    Both are cut into slices of so few digits that products of the leading ones are exact
+    (Ozaki, Ogita, Oishi and Rump 2012).
+    """
+    # Rows of R, and of U, may be graded: powers of two even them out.
+    even_u, even_r = _power_of_two(u, axis=1), _power_of_two(r, axis=1)
+    left = jnp.concatenate([b * even_u[None, :], -q * even_r[None, :]], axis=1)
+    right = jnp.concatenate([inverse(even_u)[:, None] * u, inverse(even_r)[:, None] * r])
+    bits = (jnp.finfo(b.dtype).nmant + 1 - math.ceil(math.log2(left.shape[1]))) // 2
+    x, y = _slices(left, bits, axis=1), _slices(right, bits, axis=0)
+    # The largest first: they cancel exactly.
+    products = [x[i] @ y[k - i] for k in range(len(x)) for i in range(k + 1)]
+    return functools.reduce(jnp.add, products)
+
+
+def _slices(x: Array, bits: int, axis: int) -> list[Array]:
+    """Three terms whose sum is x, the first two with so many bits below the largest entry."""
+    terms = []
+    for _ in range(2):
+        unit = jnp.expand_dims(jnp.ldexp(_power_of_two(x, axis), -bits), axis)
+        terms.append(jnp.round(x * inverse(unit)) * unit)
+        x = x - terms[-1]
+    return [*terms, x]
+
+
+def _power_of_two(x: Array, axis: int) -> Array:
+    """A power of two above the largest entry along an axis, zero where all are zero."""
+    size = jnp.abs(x).max(axis=axis)
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(size), jnp.frexp(size)[1]), 0)
 
 
 @jax.custom_jvp
@@ -105,25 +195,39 @@ def _qr_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def log_lengths(d: Array, t: Array, error: Array) -> tuple[Array, Array, Array]:
-    """Logarithms of the singular values of diag(e^d) T, descending, and the errors with them."""
-    values, error, _, converged = _jacobi(d, t, error)
-    return values, error, converged
+def log_lengths(d: Array, t: Array, error: Array, better: Better | None = None):
+    """Logarithms of the singular values of diag(e^d) T, descending; the errors; convergence.
+
+    The values, but not their derivatives, are those of a better pair (d, T), if one is given.
+    """
+    if better is None:
+        values, error, _, converged = _jacobi(d, t, error)
+        return values, error, converged
+    values, error, v, converged = _jacobi(better.d, better.t, error)
+    change = _change(better.d, better.t, values, v, *better.lost[1:])
+    values = values + jnp.where(jnp.abs(change) < _FIRST_ORDER, change, 0)
+    return -jnp.sort(-values), error, converged
 
 
 @log_lengths.defjvp
 def _log_lengths_jvp(primals, tangents):
-    (d, t, error), (dd, dt, _) = primals, tangents
+    (d, t, error, better), (dd, dt, *_) = primals, tangents
     values, error, v, converged = _jacobi(d, t, error)
+    dvalues = _change(d, t, values, v, dd, dt)
+    if better is not None:
+        values = log_lengths(d, t, error, better)[0]
+    zeros = jnp.zeros(converged.shape, jax.dtypes.float0)
+    return (values, error, converged), (dvalues, jnp.zeros_like(error), zeros)
+
+
+def _change(d: Array, t: Array, values: Array, v: Array, dd: Array, dt: Array) -> Array:
+    """The derivative of the log lengths along (dd, dt)."""
     # d ln s_i = (a dX v)_i with a = Y^T diag(e^d) / s, and a T = V^T: no exponential is left.
     q, r = jnp.linalg.qr(t.T)
     r = r + jnp.diag(jnp.where(d > -jnp.inf, 0, 1).astype(r.dtype))
     a = lax.linalg.triangular_solve(r, v @ q, transpose_a=True)
-    tv = t @ v.T
-    dvalues = jnp.einsum("ij,ji->i", a, dd[:, None] * tv + dt @ v.T)
-    dvalues = jnp.where(values > -jnp.inf, dvalues, 0)
-    zeros = jnp.zeros(converged.shape, jax.dtypes.float0)
-    return (values, error, converged), (dvalues, jnp.zeros_like(error), zeros)
+    change = jnp.einsum("ij,ji->i", a, dd[:, None] * (t @ v.T) + dt @ v.T)
+    return jnp.where(values > -jnp.inf, change, 0)
 
 
 def _jacobi(d: Array, t: Array, error: Array) -> tuple[Array, Array, Array, Array]:

@@ -44,15 +44,6 @@ def truth(factors, digits):
         return np.array([float(mpmath.log(v)) if v > floor else -np.inf for v in values])
 
 
-def condition(factors, digits, expected):
-    """How far the exact logs move, at most, for relative changes of the entries; two tries."""
-    rng, moved = np.random.default_rng(0), 0.0
-    for _ in range(2):
-        changed = factors * (1 + 1e-13 * rng.uniform(-1, 1, factors.shape))
-        moved = max(moved, np.abs(truth(changed, digits) - expected).max() / 1e-13)
-    return moved
-
-
 def agree(values, expected, atol):
     """Equal where -inf, within atol elsewhere."""
     zero = np.isneginf(expected)
@@ -67,19 +58,18 @@ def test_agrees_with_mpmath(family, depth, n, digits, seed):
     factors = family(np.random.default_rng([seed, depth]), depth, n)
     result = spectrum(jnp.asarray(factors))
     expected = truth(factors, digits)
-    tolerance = 1e-9
-    if np.abs(result.log_values - expected).max() > tolerance:
-        # Now and then a draw is worse than that: the exact logs move by 1e6 times the rounding of
-        # the entries, where a direction of a partial product all but misses one that grows later.
-        worst = condition(factors, digits, expected)
-        assert worst > 1e6
-        tolerance = 256 * np.finfo(float).eps * worst
-    agree(result.log_values, expected, tolerance)
+    agree(result.log_values, expected, 1e-9)
     assert np.all(np.isfinite(expected))
     assert bool(result.resolved.all())
     shown = np.asarray(result.residuals) > 1e-290
     relative = np.asarray(result.residuals)[shown] / np.exp(expected - expected[0])[shown]
     assert np.all(np.abs(result.log_values - expected)[shown] <= relative)
+
+
+def test_an_ill_posed_product_is_swept_again():
+    """The logs move by 5e6 times the rounding of the entries; one sweep is off by 1e-7."""
+    factors = leaky(np.random.default_rng([1, 200]), 200, 8)
+    agree(spectrum(jnp.asarray(factors)).log_values, truth(factors, 900), 1e-11)
 
 
 def gate(rng, depth, n, bottleneck):
@@ -219,14 +209,11 @@ def test_a_function_gives_the_same_as_stacked_factors():
         np.testing.assert_allclose(drawn, compiled(stacked).log_values, rtol=0, atol=1e-11)
 
 
-def test_a_batch_is_a_batch_of_single_products():
-    factors = jnp.asarray(gaussian(np.random.default_rng(0), 82, 8).reshape(2, 41, 8, 8))
-    result = spectrum(factors)
-    for i in range(2):
-        np.testing.assert_allclose(
-            result.log_values[i], spectrum(factors[i]).log_values, rtol=0, atol=1e-11
-        )
-    assert jax.eval_shape(log_singular_values, factors[:0]).shape == (0, 8)
+def test_a_batch_is_a_batch_of_products():
+    factors = gaussian(np.random.default_rng(0), 400, 2).reshape(200, 2, 2, 2)
+    expected = np.log(np.linalg.svd(factors[:, 1] @ factors[:, 0], compute_uv=False))
+    agree(spectrum(jnp.asarray(factors)).log_values, expected, 1e-11)
+    assert jax.eval_shape(log_singular_values, factors[:0]).shape == (0, 2)
 
 
 def test_a_sequence_may_hold_factors_of_any_shape_and_dtype():
@@ -313,8 +300,11 @@ def test_float32_alone(depth, n, atol):
 
 @pytest.mark.parametrize(("dtype", "result"), [("bfloat16", "float32"), ("int32", "float64")])
 def test_other_dtypes_are_upcast(dtype, result):
-    values = spectrum(jnp.full((3, 2, 2), 2, dtype)).log_values
-    assert values.dtype == result
+    assert jax.eval_shape(log_singular_values, jnp.full((3, 2, 2), 2, dtype)).dtype == result
+
+
+def test_half_precision_is_taken_at_its_values():
+    values = spectrum(jnp.full((3, 2, 2), 2, jnp.bfloat16)).log_values
     np.testing.assert_allclose(values[0], 3 * np.log(4), rtol=1e-6)
 
 
