@@ -14,6 +14,7 @@
 - `stochastic`: networks whose weights are drawn anew, and descent on the law that they come from;
 - `transforms`: clipping of gradients that reports what it did;
 - `regularizers`: penalties, dropout, mixup, smoothing, early stopping as pure functions;
+- `spectral`: norms of layers as maps, and weights that keep to a bound of them;
 - `proximal`: proximal L1 and projections of the weights, as `optax` transformations.
 """
 
@@ -29,6 +30,7 @@ from . import (  # noqa: F401
     regularizers,
     reinitialization,
     sites,
+    spectral,
     stochastic,
     training,
     transforms,
