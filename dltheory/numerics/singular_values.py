@@ -152,15 +152,20 @@ class _Item:
         a, right = self.left, self.right
         if not np.isfinite(a).all() or not (right is None or np.isfinite(right).all()):
             return None
-        a = a.astype(np.result_type(a.dtype, np.float64))[:, self.used]
+        a = _chosen(a, self.used, 1).astype(np.result_type(a.dtype, np.float64))
         if right is not None:
-            right = right[self.used].astype(a.dtype)
+            right = _chosen(right, self.used, 0).astype(a.dtype)
             # The triangle of a tall left factor has the same Gram matrix and fewer rows.
             if a.shape[0] > 1.3 * a.shape[1]:
                 a = np.asarray(np.linalg.qr(a, mode="r"))
             a = a @ right
-            a = a[:, a.any(axis=0)]
-        return a[a.any(axis=1)]
+            a = _chosen(a, a.any(axis=0), 1)
+        return _chosen(a, a.any(axis=1), 0)
+
+
+def _chosen(a: np.ndarray, which: np.ndarray, axis: int) -> np.ndarray:
+    """Some rows or columns; no copy where it is all of them."""
+    return a if which.all() else a.compress(which, axis)
 
 
 def _together(items: Sequence[_Item]) -> None:

@@ -3,6 +3,11 @@
 32 layers of width 256, 4 examples: input-to-layer, layer-to-output and local Jacobians, float32.
 The pairs: plain JAX (the Jacobians by a shared scan, then `jnp.linalg.svd`), and torch.func (a
 `jacrev` for every layer, then `svdvals`) where torch is installed.
+
+The limit is LAPACK's reduction to a tridiagonal, half of it matrix-vector products. For tanh, where
+no row or column is zero, 380 matrices at 2.0 ms for their eigenvalues and 0.5 ms for their Gram
+matrices take 0.47 s on two cores, three quarters of what plain JAX takes in all. For ReLU the
+eigenvalues take 0.10 s, Gram matrices and products with live units 0.15 s, the Jacobians 0.14 s.
 """
 
 import functools
