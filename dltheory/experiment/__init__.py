@@ -13,6 +13,7 @@
 - `reference`: results beside those of a reference;
 - `labelled`: results with named axes, for xarray and pandas;
 - `figures`: theory as lines, measurement as bands, the same bytes every time;
+- `gallery`: pages of experiments, for the documentation;
 - `catalogue`: experiments as files, found by name;
 - `cli`: the command line.
 """
@@ -24,6 +25,7 @@ from . import (  # noqa: F401
     events,
     execute,
     figures,
+    gallery,
     labelled,
     parts,
     programs,

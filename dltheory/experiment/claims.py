@@ -152,11 +152,21 @@ def table(title: str, claims: Sequence[Claim]) -> "Table":
         sheet.add_column(column, justify="right", no_wrap=True)
     sheet.add_column("verdict", overflow="fold")
     for claim in claims:
-        sheet.add_row(
-            Text(claim.text),
-            f"{_SIGNS[claim.relation]}{claim.predicted:.5g}",
-            f"{claim.measured:.5g}",
-            f"{claim.tolerance:.2g}",
-            Text(claim.verdict, style="green" if claim.as_recorded else "bold red"),
-        )
+        text, *numbers, verdict = cells(claim)
+        style = "green" if claim.as_recorded else "bold red"
+        sheet.add_row(Text(text), *numbers, Text(verdict, style=style))
     return sheet
+
+
+def cells(claim: Claim) -> tuple[str, str, str, str, str]:
+    """Write a claim as the cells of a table's row.
+
+    Args:
+        claim: The claim.
+
+    Returns:
+        Claim, predicted, measured, tolerance and verdict.
+    """
+    predicted = f"{_SIGNS[claim.relation]}{claim.predicted:.5g}"
+    numbers = predicted, f"{claim.measured:.5g}", f"{claim.tolerance:.2g}"
+    return claim.text, *numbers, claim.verdict

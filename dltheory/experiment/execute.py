@@ -237,6 +237,23 @@ def missing(sweep: Sweep, root: Path) -> list[str]:
     return [cell.name for cell in sweep.split() if not _folder(sweep, cell, root).exists()]
 
 
+def seconds(sweep: Sweep, root: Path) -> float:
+    """Add up how long the cells on disk took.
+
+    Args:
+        sweep: The sweep.
+        root: The folder that `run` was given.
+
+    Returns:
+        Seconds, as the manifests say; compilation counts.
+
+    Raises:
+        ResultError: If a cell is absent or damaged.
+    """
+    manifests = (store.load_manifest(_folder(sweep, cell, root)) for cell in sweep.split())
+    return sum(manifest["seconds"] for manifest in manifests)
+
+
 def outdated(sweep: Sweep, root: Path) -> list[str]:
     """Name the cells on disk whose trial's code has changed since.
 
