@@ -163,7 +163,7 @@ class _Item:
         return _chosen(a, a.any(axis=1), 0)
 
 
-def _chosen(a: np.ndarray, which: np.ndarray, axis: int) -> np.ndarray:
+def _chosen(a: np.ndarray, which: np.ndarray | np.bool, axis: int) -> np.ndarray:
     """Some rows or columns; no copy where it is all of them."""
     return a if which.all() else a.compress(which, axis)
 
