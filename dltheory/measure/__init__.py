@@ -14,6 +14,7 @@
 - `convolution_matrix`: a convolutional layer as a dense matrix, and its reshaped norms;
 - `generalization`: the gap, bias and variance, margins, complexity of any classifier;
 - `kernel_norms`: norms of the kernels of any model, layer by layer;
+- `flatness`: how flat the loss is around trained weights, also relative to their sizes;
 - `approximation`: sup errors with certificates, L2 errors with error bars;
 - `fits`: greedy, trained and random networks of one hidden layer, with error against width;
 - `regions`: exact linear regions of lines and planes, the length of a path in each layer.
@@ -30,6 +31,7 @@ from . import (  # noqa: F401
     curvature,
     feedback_alignment,
     fits,
+    flatness,
     generalization,
     jacobians,
     kernel_norms,

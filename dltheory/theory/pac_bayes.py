@@ -169,7 +169,7 @@ def certificate(
         ...     0.028, 150_000, 5144.0, 55_000, 0.025, sampling_delta=0.01
         ... )
         >>> print(f"{bound.value:.3f}")
-        0.162
+        0.163
 
     Sources: Langford and Caruana (2002); Dziugaite and Roy (2017).
     """
