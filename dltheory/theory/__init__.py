@@ -14,6 +14,7 @@
 - `clipping`: how often clipping acts on a noisy gradient, its bias and its variance;
 - `backprop`: what gradients cost, how exact differences can be, checkpointing, linear dynamics;
 - `training_dynamics`: deep linear networks, quadratic losses, feedback alignment;
+- `weight_decay`: Where weight decay leads weights that a normalisation follows;
 - `layer_jacobians`: spectra of the Jacobians of softmax and layer normalization;
 - `regularization`: shrinkage, penalties and asymptotic risks of linear models;
 - `early_stopping`: gradient flow against ridge, and when to stop;
@@ -75,4 +76,5 @@ from . import (  # noqa: F401
     sparse_recovery,
     training_dynamics,
     universality,
+    weight_decay,
 )

@@ -8,27 +8,11 @@ design, :math:`n, p \to \infty` with :math:`p / n \to \gamma`, coefficients of s
 its variance where `r2` is 0.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dltheory.theory.parameters import check_count, checked
-
-
-class Equilibrium(NamedTuple):
-    """Where the weights of a normalised layer settle.
-
-    Attributes:
-        norm: Their Euclidean norm.
-        angle: The angle that they turn by in each step, in radians.
-    """
-
-    norm: Array
-    angle: Array
 
 
 def soft_threshold(z: ArrayLike, t: ArrayLike) -> Array:
@@ -280,41 +264,3 @@ def dropout_penalty(x: ArrayLike, w: ArrayLike, keep: ArrayLike) -> Array:
         raise ValueError(f"x must be (n, p) and w (p,); got {x.shape} and {w.shape}")
     keep = checked(keep=keep)[0].astype(dtype)
     return (1 - keep) / keep * jnp.sum(jnp.sum(x**2, axis=0) * w**2)
-
-
-def equilibrium(learning_rate: ArrayLike, decay: ArrayLike, gradient: ArrayLike) -> Equilibrium:
-    r"""Where weight decay and gradient descent balance for weights whose scale does not matter.
-
-    Under :math:`w \to (1 - \eta\lambda) w - \eta g` with :math:`g \perp w` of norm
-    :math:`G / \|w\|`, as before a normalisation,
-
-    .. math:: \|w\|^4 = \frac{\eta\, G^2}{\lambda\, (2 - \eta\lambda)}, \qquad
-              \angle(w_t, w_{t+1}) = \arccos(1 - \eta\lambda)
-
-    so that decay sets the speed of turning, and is no penalty.
-
-    Args:
-        learning_rate: The step :math:`\eta`.
-        decay: The rate :math:`\lambda` of decay, with :math:`\eta\lambda \le 1`.
-        gradient: Norm :math:`G` of the gradient at weights of norm one.
-
-    Returns:
-        `Equilibrium`; infinite and at rest without decay.
-
-    Raises:
-        ValueError: If an argument is negative or the product of the first two exceeds one (under
-            tracing the result is NaN instead).
-
-    Sources: van Laarhoven (2017); Wan, Zhu, Zhang and Sun (2021).
-    """
-    eta, decay, gradient = checked(learning_rate=learning_rate, decay=decay, gradient=gradient)
-    product = eta * decay
-    if not isinstance(product, Tracer) and np.any(np.asarray(product) > 1):
-        raise ValueError(
-            f"learning_rate * decay must be at most one, or weights change sign; got {product}"
-        )
-    product = jnp.where(product > 1, jnp.nan, product)
-    still = decay == 0
-    fourth = eta * gradient**2 / (jnp.where(still, 1, decay) * (2 - product))
-    angle = 2 * jnp.arcsin(jnp.sqrt(product / 2))
-    return Equilibrium(jnp.where(still, jnp.inf + product, fourth**0.25), angle)

@@ -17,6 +17,7 @@ from dltheory.theory import (
     random_features,
     regression,
     regularization,
+    weight_decay,
 )
 from tests.facts import FACTS, assert_agrees
 from tests.tier import FULL, cases
@@ -130,7 +131,7 @@ TABLE = [
     (r"reg\.soft", lambda: regularization.soft_threshold(-2.3, 0.7) / (1 + 0.5)),
     (r"reg\.lasso\.lmax", lambda: regression.lasso_lambda_max(*design("reg.lasso.lmax"))),
     (r"reg\.lasso\.0\.6", lambda: jax.jit(regression.lasso)(*design("reg.lasso.0.6"), 0.6)),
-    (r"reg\.wd\.equilibrium", lambda: regularization.equilibrium(0.1, 0.01, 1.0)),
+    (r"reg\.wd\.equilibrium", lambda: weight_decay.equilibrium(0.1, 0.01, 1.0)),
     (r"reg\.rad\.linear", lambda: rademacher("l2", generalization.rademacher_linear)),
     (r"reg\.rad\.l1", lambda: rademacher("l1", capacity.rademacher_l1)),
     (r"reg\.rad\.orth", lambda: capacity.rademacher_exact(jnp.ones((10, 1)), 1.0)),
@@ -220,6 +221,44 @@ def test_the_ends_of_the_path_of_ridge():
     assert regularization.exact_min_norm_risk(10, 11, **given) == jnp.inf
 
 
+def test_measured_risks_over_a_grid_of_sizes_and_penalties():
+    """On Gaussian designs, within four standard errors and terms of order one over the size."""
+    n, gammas, lams = 100, np.array([0.3, 0.8, 1.25, 3.0]), np.array([0.03, 0.1, 0.4, 1.5])
+    rng, given = np.random.default_rng(0), {"r2": 1.5, "sigma2": 0.5}
+    for gamma in gammas:
+        p, risks = round(gamma * n), []
+        for _ in range(cases(300)):
+            x, noise = rng.normal(size=(n, p)), np.sqrt(0.5) * rng.normal(size=n)
+            b = np.full(p, np.sqrt(1.5 / p))
+            u, s, vt = np.linalg.svd(x, full_matrices=False)
+            shares = s / (s**2 + n * lams[:, None])
+            found = (shares * (u.T @ (x @ b + noise))) @ vt
+            risks.append(np.sum((found - b) ** 2, axis=1))
+        want = np.asarray(ridge_risk(*spread(gamma, lams), **given))[: len(lams)]
+        error = 4 * np.std(risks, axis=0, ddof=1) / np.sqrt(len(risks)) + 2 * want / n
+        assert np.all(np.abs(np.mean(risks, axis=0) - want) < error)
+
+
+def test_the_measured_risk_of_random_features_peaks_between_0_95_and_1_05():
+    n, d, ratios = 80, 40, np.array([0.5, 0.8, 0.95, 1.0, 1.05, 1.25, 2.0])
+    rng, risks = np.random.default_rng(1), []
+    sphere = lambda shape: (lambda g: g / np.linalg.norm(g, axis=1, keepdims=True))(
+        rng.normal(size=shape)
+    )
+    for _ in range(cases(300)):
+        w, x, new = sphere((2 * n, d)), sphere((n, d)), sphere((200, d))
+        z, test = (np.maximum(np.sqrt(d) * a @ w.T, 0) for a in (x, new))
+        y = np.sqrt(d) * x[:, 0] + 0.5 * rng.normal(size=n)
+        fits = (
+            test[:, :p] @ np.linalg.lstsq(z[:, :p], y, rcond=None)[0]
+            for p in np.round(ratios * n).astype(int)
+        )
+        risks.append([np.mean((fit - np.sqrt(d) * new[:, 0]) ** 2) for fit in fits])
+    median = np.median(risks, axis=0)
+    assert 0.95 <= ratios[np.argmax(median)] <= 1.05
+    assert median[-1] < median[0]
+
+
 def test_the_best_penalty_and_the_best_time_are_stationary():
     given = {"r2": 0.7, "sigma2": 0.2}
     gammas = spread([0.4, 3.0])[0]
@@ -262,23 +301,6 @@ def test_shrinkage_at_its_ends():
     np.testing.assert_array_equal(flow, [0, 0, 0, 1])
 
 
-def test_weights_of_a_normalised_layer_come_to_the_equilibrium():
-    """Descent in the plane: the gradient is orthogonal and falls with the norm."""
-    eta, decay, gradient = 0.1, 0.05, 0.8
-
-    def step(w, _):
-        turned = jnp.array([-w[1], w[0]]) / jnp.linalg.norm(w) ** 2
-        new = (1 - eta * decay) * w - eta * gradient * turned
-        cosine = w @ new / (jnp.linalg.norm(w) * jnp.linalg.norm(new))
-        return new, jnp.arccos(cosine)
-
-    w, angles = jax.jit(lambda w: jax.lax.scan(step, w, length=4000))(np.array([3.0, 0.0]))
-    want = regularization.equilibrium(eta, decay, gradient)
-    np.testing.assert_allclose(np.linalg.norm(w), want.norm, rtol=1e-10)
-    np.testing.assert_allclose(angles[-1], want.angle, rtol=1e-8)
-    assert regularization.equilibrium(0.1, 0.0, 1.0) == (jnp.inf, 0)
-
-
 # --- errors ----------------------------------------------------------------------------------
 
 
@@ -296,8 +318,6 @@ def test_bad_input():
         regularization.dropout_penalty(jnp.eye(2), jnp.ones(3), 0.5)
     with pytest.raises(ValueError, match="n is 0; want a positive integer"):
         regularization.exact_min_norm_risk(0, 5, **NOISE)
-    with pytest.raises(ValueError, match=r"decay must be at most one, or weights change sign; got"):
-        regularization.equilibrium(2.0, 1.0, 1.0)
     assert jnp.isnan(jax.jit(lambda lam: regularization.ridge_risk(0.5, lam, **NOISE))(-1.0))
     assert jnp.isnan(jax.jit(lambda t: regularization.soft_threshold(1.0, t))(-1.0))
     assert jnp.isnan(regularization.ridge_shrinkage(0.0, jnp.nan))
