@@ -16,9 +16,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dltheory.measure import block_fourier, convolution_lanczos, windows
-from dltheory.measure.block_fourier import Padding, Sizes
-from dltheory.networks import sites
+from dltheory.measure import convolution_lanczos, windows
+from dltheory.networks import block_fourier, convolution_geometry, sites
+from dltheory.networks.convolution_geometry import Padding, Sizes
 from dltheory.numerics import singular_values as dense
 from dltheory.numerics.results import Bracket, ReceptiveField
 
@@ -83,7 +83,9 @@ def singular_values(
     Source:
         Sedghi, Gupta and Long (2019), The singular values of convolutional layers.
     """
-    kernel, geometry = block_fourier.layer(kernel, input_shape, padding, strides, dilation, groups)
+    kernel, geometry = convolution_geometry.layer(
+        kernel, input_shape, padding, strides, dilation, groups
+    )
     if geometry.on_torus:
         return _together(block_fourier.values(kernel, geometry), kernel, groups)
     if geometry.entries > _LARGEST:
@@ -92,7 +94,7 @@ def singular_values(
             f"the image the matrix is formed, and that of a group has {geometry.entries} entries, "
             f"more than {_LARGEST}: take a smaller image, or operator_norm"
         )
-    s = dense.singular_values(block_fourier.matrices(kernel, geometry))
+    s = dense.singular_values(convolution_geometry.matrices(kernel, geometry))
     return _together(s, kernel, groups)
 
 
@@ -152,14 +154,16 @@ def operator_norm(
         raise ValueError(f"steps is {steps}; want a positive integer")
     if not 0 <= failure < 1:
         raise ValueError(f"failure is {failure}; want a probability, zero for a bound that holds")
-    kernel, geometry = block_fourier.layer(kernel, input_shape, padding, strides, dilation, groups)
+    kernel, geometry = convolution_geometry.layer(
+        kernel, input_shape, padding, strides, dilation, groups
+    )
     epsilon = float(jnp.finfo(kernel.dtype).eps)
     if geometry.on_torus or geometry.entries <= _SMALL:
         given = {"padding": padding, "strides": strides, "dilation": dilation, "groups": groups}
         norm = singular_values(kernel, geometry.image, **given)[0]
         slack = 4 * epsilon * sum(kernel.shape[-2:]) * math.prod(kernel.shape[:-2])
         return Bracket(norm * (1 - slack), norm * (1 + slack))
-    upper = block_fourier.values(kernel, block_fourier.torus(geometry))[0]
+    upper = block_fourier.values(kernel, convolution_geometry.torus(geometry))[0]
     lower, size = convolution_lanczos.largest(key, kernel, geometry, steps)
     if failure > 0:
         root = math.log(1.648 * math.sqrt(size) / failure) / (2 * min(steps, size) - 1)
@@ -178,8 +182,8 @@ def receptive_field(
 
     Branches, dilation, pooling, transposed convolutions and scanned layers are followed exactly or,
     where the pixels in question form no sliding window, widened to a stretch that holds them all
-    and is the same for all units, of stride zero: that of attention is the whole image. Circular
-    padding counts as padding: what is seen beyond a border is the image again.
+    and is the same for all units, of stride zero: that of attention is the whole image. What is
+    seen beyond a border with circular padding is the image again.
 
     Args:
         f: `f(params, x) -> y`.
@@ -334,11 +338,62 @@ def shift_consistency(
     return ShiftConsistency(consistency, deviation)
 
 
+def equivariance_error(f: Callable, params: Any, x: ArrayLike, shifts: ArrayLike) -> Array:
+    r"""How far a model is from commuting with circular shifts of its images.
+
+    .. math:: \frac{\|f(T_s x) - T_{s'} f(x)\|}{\|f(x)\|}, \qquad s' = s\, n_{out} / n_{in}
+
+    An output with axes like the image's is shifted along, by whole pixels; any other stays.
+
+    Args:
+        f: As in `shift_consistency`, with an output of any shape.
+        params: Any pytree of parameters.
+        x: A batch of images `(N, *spatial, channels)`.
+        shifts: Whole numbers of pixels, one row a shift, shape `(S, spatial axes)`.
+
+    Returns:
+        The error of each shift and image, shape `(S, N)`.
+
+    Raises:
+        TypeError: If `shifts` are no integers.
+        ValueError: If `x` has no spatial axes, or `shifts` are not one number an axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dltheory.measure import convolution
+        >>> every_other = lambda _, x: x[:, ::2]
+        >>> x = jnp.array([1.0, 0.0, 0.0, 0.0]).reshape(1, 4, 1)
+        >>> convolution.equivariance_error(every_other, {}, x, [[2], [1]]).reshape(-1)
+        Array([0., 1.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    windows.check_images(x)
+    shifts, axes = np.asarray(shifts), tuple(range(1, x.ndim - 1))
+    if not np.issubdtype(shifts.dtype, np.integer):
+        raise TypeError(f"shifts hold {shifts.dtype}; want integers, whole pixels")
+    if shifts.ndim != 2 or shifts.shape[1] != len(axes):
+        raise ValueError(f"shifts has shape {shifts.shape}; want (S, {len(axes)}), one an axis")
+    y = f(params, x)
+    along = axes if y.ndim == x.ndim else ()
+    ratio = np.array([y.shape[a] / x.shape[a] if along else 0 for a in axes])
+    moves = jnp.asarray(np.rint(shifts * ratio).astype(int))
+    total = lambda a: jnp.sqrt(jnp.sum(a**2, axis=tuple(range(1, a.ndim))))
+    scale = jnp.max(jnp.abs(y)) + jnp.all(y == 0).astype(y.dtype)
+
+    def error(both):
+        there, back = both
+        moved = jnp.roll(y, back, along) if along else y
+        return total((f(params, jnp.roll(x, there, axes)) - moved) / scale)
+
+    apart, size = lax.map(error, (jnp.asarray(shifts), moves)), total(y / scale)[None]
+    return jnp.where((apart == 0) & (size == 0), 0, apart / size)
+
+
 def _together(s: Array, kernel: Array, groups: int) -> Array:
     """The values of all groups, descending; NaN all over where one group has one."""
     if groups == 1:
         return s.reshape(-1)
-    if block_fourier.on_cpu(kernel):
+    if convolution_geometry.on_cpu(kernel):
         flat = -np.sort(-np.asarray(s), axis=None)
         return jnp.asarray(flat * np.where(np.isnan(flat).any(), np.nan, 1).astype(flat.dtype))
     return jnp.sort(s.reshape(-1))[::-1] + jnp.sum(kernel * 0)

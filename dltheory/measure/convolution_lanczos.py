@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dltheory.measure.block_fourier import Geometry
+from dltheory.networks.convolution_geometry import Geometry
 
 
 def apply(kernel: Array, geometry: Geometry, x: Array) -> Array:

@@ -13,8 +13,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from dltheory.networks import regularizers
+from dltheory.networks import regularizers, spectral
 from dltheory.networks.regularizers import Where
+
+Layers = Callable[[str], spectral.Convolution | None]
+"""From the path of a leaf to the convolution whose kernel it is; `None` for a matrix."""
 
 
 class ProximalState(NamedTuple):
@@ -72,7 +75,8 @@ def proximal_l1(
     if not callable(learning_rate):
         check("learning_rate", learning_rate, float)
 
-    def shrink(w, step):
+    def shrink(path, w, step):
+        del path
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
         threshold = check("strength", strength, w.dtype) * check("learning_rate", rate, w.dtype)
         return w - jnp.clip(w, -threshold, threshold)
@@ -81,43 +85,86 @@ def proximal_l1(
 
 
 def project_spectral(
-    max_norm: ArrayLike, *, where: Where = lambda _: True
+    max_norm: ArrayLike,
+    *,
+    where: Where = lambda _: True,
+    layers: Layers = lambda _: None,
+    rounds: int = 4,
 ) -> optax.GradientTransformation:
-    r"""Project each matrix onto those of a bounded operator norm.
+    r"""Project the weights of each layer onto those of a bounded operator norm: spectral clipping.
 
     .. math:: U \operatorname{diag}(s)\, V^\top \to U \operatorname{diag}(\min(s, c))\, V^\top
 
     the nearest matrix in the Frobenius norm with :math:`\|W\|_2 \le c`, by a full decomposition: no
-    power iteration that may stop short.
+    power iteration that may stop short. Of a convolution it is the map from image to image that is
+    clipped, by `spectral.clip`.
 
     Args:
         max_norm: The bound :math:`c`, zero or more.
         where: From the path of a leaf to whether it is projected. Leaves with one axis or none are
-            left alone; of those with three, the first runs over matrices, as in a scan.
+            left alone; with one axis more than a matrix, or than the kernel of a convolution, the
+            first runs over layers, as in a scan.
+        layers: From the path of a leaf to the `spectral.Convolution` whose kernel it is; `None`
+            for matrices.
+        rounds: Alternating projections of a convolution, as in `spectral.clip`.
 
     Returns:
         The transformation; its `update` needs `params`.
 
     Raises:
         ValueError: If `max_norm` is negative (NaN in place of the weights where it is traced); from
-            `update`, if `params` is missing, or a leaf has more than three axes: the operator norm
-            of a convolution is not that of its kernel as a matrix.
+            `update`, if `params` is missing, or a leaf has other axes than its layer.
 
-    Sources: Lefkimmiatis, Ward and Unser (2013); Yoshida and Miyato (2017).
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from dltheory.networks import proximal, spectral
+        >>> layer = spectral.Convolution((8, 8))
+        >>> clip = proximal.project_spectral(1.0, layers=lambda path: layer)
+        >>> steps = optax.chain(optax.sgd(0.1), clip)
+        >>> w = jnp.ones((3, 3, 1, 1))
+        >>> updates, _ = steps.update(w, steps.init(w), w)
+        >>> spectral.norm(optax.apply_updates(w, updates), layer).round(3)
+        Array(1., dtype=float32)
+
+    Sources: Lefkimmiatis, Ward and Unser (2013); Yoshida and Miyato (2017); Sedghi, Gupta and Long
+    (2019).
     """
-    legal = lambda a: a >= 0
-    regularizers.checked("max_norm", max_norm, "zero or more", legal, float)
+    regularizers.checked("max_norm", max_norm, "zero or more", lambda a: a >= 0, float)
+    project = lambda w, layer: spectral.clip(w, max_norm, layer, rounds=rounds)
+    return _after("project_spectral", _by_layer("project_spectral", project, layers), where, 2)
 
-    def project(w, step):
-        del step
-        limit = regularizers.checked("max_norm", max_norm, "zero or more", legal, w.dtype)
-        u, s, vt = jnp.linalg.svd(w, full_matrices=False)
-        nearest = (u * jnp.minimum(s, limit)[..., None, :]) @ vt
-        # What is within the bound stays as it is, to the last digit.
-        within = (jnp.max(s, axis=-1) <= limit)[..., None, None]
-        return jnp.where(within, w, nearest)
 
-    return _after("project_spectral", project, where, axes=(2, 3))
+def normalize_spectral(
+    norm: ArrayLike = 1.0,
+    *,
+    where: Where = lambda path: path.endswith("kernel"),
+    layers: Layers = lambda _: None,
+) -> optax.GradientTransformation:
+    r"""Scale the weights of each layer to a given operator norm, after each step.
+
+    .. math:: W \to c\, W / \|A\|
+
+    with the norm of the layer as a map (`spectral.norm`), where frameworks take a few steps of
+    power iteration on the reshaped kernel, whose norm is another one, and lower.
+
+    Args:
+        norm: The norm :math:`c`, zero or more.
+        where: From the path of a leaf to whether it is scaled, as in `project_spectral`; kernels
+            by default.
+        layers: As in `project_spectral`.
+
+    Returns:
+        The transformation; its `update` needs `params`.
+
+    Raises:
+        ValueError: If `norm` is negative (NaN in place of the weights where it is traced); from
+            `update`, as `project_spectral`.
+
+    Sources: Miyato, Kataoka, Koyama and Yoshida (2018); Gouk, Frank, Pfahringer and Cree (2021).
+    """
+    regularizers.checked("norm", norm, "zero or more", lambda a: a >= 0, float)
+    scale = lambda w, layer: spectral.normalize(w, norm, layer)
+    return _after("normalize_spectral", _by_layer("normalize_spectral", scale, layers), where, 2)
 
 
 def project_max_norm(
@@ -143,12 +190,12 @@ def project_max_norm(
     Source: Srivastava et al. (2014).
     """
     regularizers.checked("limit", limit, "zero or more", lambda a: a >= 0, float)
-    project = lambda w, _: regularizers.max_norm(w, limit, axis=axis)
+    project = lambda _, w, __: regularizers.max_norm(w, limit, axis=axis)
     return _after("project_max_norm", project, where)
 
 
-def _after(name, function, where, axes=None) -> optax.GradientTransformation:
-    """The transformation that applies `function(weights, step)` to the weights after an update."""
+def _after(name, function, where, least=0) -> optax.GradientTransformation:
+    """What applies `function(path, weights, step)` to weights of `least` axes after an update."""
 
     def init(params: Any) -> ProximalState:
         del params
@@ -163,16 +210,29 @@ def _after(name, function, where, axes=None) -> optax.GradientTransformation:
 
         def act(path, u, w):
             text = jax.tree_util.keystr(path, simple=True, separator="/")
-            if not where(text) or (axes is not None and jnp.ndim(w) < min(axes)):
+            if not where(text) or jnp.ndim(w) < least:
                 return u
-            if axes is not None and jnp.ndim(w) > max(axes):
-                raise ValueError(
-                    f"{text!r} has {jnp.ndim(w)} axes; {name} wants matrices: leave it out by "
-                    "where, for the norm of a convolution is not that of its kernel"
-                )
-            return function(w + u, state.step) - w
+            return function(text, w + u, state.step) - w
 
         moved = jax.tree_util.tree_map_with_path(act, updates, params)
         return moved, ProximalState(state.step + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_layer(name, function, layers):
+    """`function(weights, layer)` on matrices and kernels, and on stacks of them."""
+
+    def act(path, w, step):
+        del step
+        layer = layers(path)
+        axes = 2 if layer is None else layer.axes
+        if jnp.ndim(w) not in (axes, axes + 1):
+            raise ValueError(
+                f"{path!r} has {jnp.ndim(w)} axes; {name} wants {axes}, or one more for a stack: "
+                "give the spectral.Convolution of a kernel by layers, or leave it out by where"
+            )
+        one = lambda w: function(w, layer)
+        return jax.vmap(one)(w) if jnp.ndim(w) > axes else one(w)
+
+    return act

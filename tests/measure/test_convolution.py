@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dltheory.measure import block_fourier, convolution, convolution_matrix
-from dltheory.networks import initializers
+from dltheory.measure import convolution, convolution_matrix
+from dltheory.networks import convolution_geometry, initializers
 from tests.facts import FACTS, assert_agrees
 from tests.tier import cases
 
@@ -285,9 +285,9 @@ def test_single_precision(float32):  # noqa: ARG001
 @pytest.mark.parametrize(("size", "taps", "stride", "dilation"), [(7, 3, 1, 2), (8, 4, 3, 1)])
 def test_a_padded_layer_is_a_part_of_one_on_a_torus(padding, size, taps, stride, dilation):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(taps, 1, 1)))
-    _, layer = block_fourier.layer(kernel, size, padding, stride, dilation, 1)
-    torus = block_fourier.torus(layer)
-    part, whole = (np.asarray(block_fourier.matrices(kernel, g))[0] for g in (layer, torus))
+    _, layer = convolution_geometry.layer(kernel, size, padding, stride, dilation, 1)
+    torus = convolution_geometry.torus(layer)
+    part, whole = (np.asarray(convolution_geometry.matrices(kernel, g))[0] for g in (layer, torus))
     shift = layer.pads[0][0] - dilation * (taps - 1) // 2
     placed = np.roll(whole, -shift, axis=1)[: layer.output[0], :size]
     np.testing.assert_array_equal(part, placed)
@@ -330,6 +330,52 @@ def test_reshaped_norms_are_on_either_side_of_the_layers():
         assert norms.max() < true <= np.sqrt(6) * norms.min() * (1 + 1e-14)
     ones = convolution_matrix.reshaped_norms(jnp.ones((3, 3, 2, 2)))
     np.testing.assert_allclose(ones, [6.0, 6.0], rtol=1e-14)
+
+
+# --- shifts --------------------------------------------------------------------------------------
+
+
+def circular(kernel, x, stride):
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, "VALID", dimension_numbers=layout)
+
+
+def test_circular_networks_commute_with_shifts_and_strided_ones_with_even_shifts():
+    first, second, x = (
+        jnp.asarray(np.random.default_rng(0).normal(size=shape))
+        for shape in ((3, 3, 2, 3), (3, 3, 3, 2), (4, 8, 6, 2))
+    )
+    shifts = np.array([[0, 0], [2, 4], [-2, 0], [1, 0], [3, 5]])
+
+    def net(stride, pooled):
+        def f(_, x):
+            h = circular(second, jax.nn.relu(circular(first, x, 1)), stride)
+            return jnp.mean(h, (1, 2)) if pooled else h
+
+        return f
+
+    errors = jax.jit(
+        lambda x: [
+            convolution.equivariance_error(net(stride, pooled), {}, x, shifts)
+            for stride in (1, 2)
+            for pooled in (False, True)
+        ]
+    )(x)
+    plain, invariant, strided, subsampled = (np.asarray(e) for e in errors)
+    assert plain.shape == (5, 4)
+    assert max(plain.max(), invariant.max()) < 1e-14
+    assert max(strided[:3].max(), subsampled[:3].max()) < 1e-14
+    assert min(strided[3:].min(), subsampled[3:].min()) > 1e-2
+
+
+def test_bad_shifts_are_named():
+    f, x = lambda _, x: x, jnp.ones((1, 4, 4, 1))
+    with pytest.raises(ValueError, match=re.escape("shifts has shape (2,); want (S, 2), one")):
+        convolution.equivariance_error(f, {}, x, [1, 2])
+    with pytest.raises(TypeError, match="shifts hold float64; want integers, whole pixels"):
+        convolution.equivariance_error(f, {}, x, [[1.0, 2.0]])
+    assert convolution.equivariance_error(lambda _, x: 0 * x, {}, x, [[1, 2]]) == 0
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_the_spectral_projection_is_the_nearest_matrix():
         other = RNG.normal(size=(4, 3))
         other /= max(1, np.linalg.norm(other, 2))
         assert np.sum((np.asarray(w[0]) - new[0]) * (other - new[0])) <= 1e-12
-    with pytest.raises(ValueError, match="'conv' has 4 axes; project_spectral wants matrices"):
+    with pytest.raises(ValueError, match="'conv' has 4 axes; project_spectral wants 2, or one"):
         transform.update(
             {"conv": jnp.ones((3, 3, 1, 1))}, transform.init(w), {"conv": jnp.ones((3, 3, 1, 1))}
         )
