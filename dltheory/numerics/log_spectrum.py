@@ -18,7 +18,8 @@ Factors = Array | Sequence[Array] | Callable[[Array], Array]
 
 # A value whose estimated error exceeds this many nats is not told apart from rounding.
 _UNRESOLVED = 0.5
-# The estimate is a root of a sum of squares; no error met exceeds this multiple of it.
+# The estimate is a root of a sum of squares. After one sweep, an error of 83 times it has been met,
+# in a product that is swept again; the final errors stayed within this multiple.
 _SAFETY = 32
 # Two factors are absorbed at once, in half the time, where that costs fewer nats than this.
 _PAIR_LOSS = 1e-11
@@ -37,7 +38,7 @@ def log_singular_values(factors: Factors, *, length: int | None = None) -> Array
     rounding, and `log_spectrum` marks the values.
 
     The work is done in float64 where it is enabled, whatever the dtype of the factors: a thousand
-    factors then cost less than 1e-9. Where the estimated error is larger, for one product in
+    factors then cost less than 1e-9. Where the estimated error is larger, for two products of
     twelve of a thousand Gaussian factors of width 64, the factors are multiplied once more, with
     what each rounding takes carried along, in seven times the time. Without float64, float32 errs
     by about 1e-3 after 200 factors and 1e-2 after 1000. Half precision is upcast to float32.
