@@ -14,12 +14,12 @@
 - `clipping`: how often clipping acts on a noisy gradient, its bias and its variance;
 - `backprop`: what gradients cost, how exact differences can be, checkpointing, linear dynamics;
 - `training_dynamics`: deep linear networks, quadratic losses, feedback alignment;
-- `weight_decay`: Where weight decay leads weights that a normalisation follows;
+- `weight_decay`: where weight decay leads weights that a normalisation follows;
 - `layer_jacobians`: spectra of the Jacobians of softmax and layer normalization;
 - `regularization`: shrinkage, penalties and asymptotic risks of linear models;
 - `early_stopping`: gradient flow against ridge, and when to stop;
 - `regression`: ridge and the lasso on a given design, and the sparsity that it recovers;
-- `sparse_recovery`: How many measurements recover sparse coefficients: the cone of descent;
+- `sparse_recovery`: how many measurements recover sparse coefficients: the cone of descent;
 - `dropout`: dropout of linear models as a ridge and as a nuclear norm;
 - `random_features`: the risk of ridge on random features, double descent;
 - `generalization`: bounds on the error on new examples, each with its verdict;
@@ -27,6 +27,7 @@
 - `pac_bayes`: PAC-Bayes bounds in closed form;
 - `capacity`: counts, dimensions, Rademacher complexities;
 - `approximation`: how well a given target can be approximated by n units;
+- `augmentation`: what noise, mixing and smoothing of the data do to a loss;
 - `rates`: rates of approximation of whole classes of targets;
 - `constructions`: networks written down by a proof, with their errors;
 - `meshes`: networks on a regular mesh of a box, with their errors;
@@ -42,6 +43,7 @@
 from . import (  # noqa: F401
     approximation,
     architectures,
+    augmentation,
     backprop,
     barron,
     batch_norm,

@@ -161,6 +161,31 @@ def quadratic_penalty(
     return (1 - keep) / (2 * keep) * jnp.sum(curvature * (x**2 @ w**2))
 
 
+def prediction_variance(x: ArrayLike, w: ArrayLike, keep: ArrayLike) -> Array:
+    r"""How much the predictions of a linear model differ between masks: Monte-Carlo dropout.
+
+    .. math:: \operatorname{Var}\, \tilde x_i \cdot w = \frac{1 - p}{p} \sum_j x_{ij}^2\, w_j^2
+
+    Their mean over masks is the prediction without dropout.
+
+    Args:
+        x: Inputs, shape `(n, p)`.
+        w: Coefficients, shape `(p,)`.
+        keep: Probability that an input is kept, in (0, 1], shape `()`.
+
+    Returns:
+        The variance of each prediction, shape `(n,)`; over `m` in the mean of as many masks.
+
+    Raises:
+        ValueError: If the shapes do not fit, or `keep` is out of range (under tracing NaN instead).
+
+    Source: Gal and Ghahramani (2016), Dropout as a Bayesian approximation, for its use.
+    """
+    x, w = _glm(x, w)
+    keep = checked(keep=keep)[0].astype(w.dtype)
+    return (1 - keep) / keep * (x**2 @ w**2)
+
+
 def factor_penalty(u: ArrayLike, v: ArrayLike, keep: ArrayLike) -> Array:
     r"""What dropout of hidden units adds to the squared error of a product of two factors.
 
