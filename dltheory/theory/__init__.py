@@ -21,13 +21,13 @@
 - `regression`: ridge and the lasso on a given design, and the sparsity that it recovers;
 - `sparse_recovery`: how many measurements recover sparse coefficients: the cone of descent;
 - `dropout`: dropout of linear models as a ridge and as a nuclear norm;
+- `augmentation`: what noise, mixing and smoothing of the data do to a loss;
 - `random_features`: the risk of ridge on random features, double descent;
 - `generalization`: bounds on the error on new examples, each with its verdict;
 - `bounds`: what every bound returns, and which parameters it takes;
 - `pac_bayes`: PAC-Bayes bounds in closed form;
 - `capacity`: counts, dimensions, Rademacher complexities;
 - `approximation`: how well a given target can be approximated by n units;
-- `augmentation`: what noise, mixing and smoothing of the data do to a loss;
 - `rates`: rates of approximation of whole classes of targets;
 - `constructions`: networks written down by a proof, with their errors;
 - `meshes`: networks on a regular mesh of a box, with their errors;

@@ -106,8 +106,8 @@ def lasso(key, config):
 def sweeps(profile, config):
     """Recovery of all sparsities on many designs, and the lasso on a few."""
     if profile == "full":
-        config = replace(config, coefficients=400, steps=3000)
-    seeds = {"quick": 120, "full": 1000}[profile]
+        config = replace(config, coefficients=200, steps=2000)
+    seeds = {"quick": 120, "full": 400}[profile]
     small = replace(config, coefficients=80)
     return [
         Sweep("recovery", recovery, config, grid={"delta": DELTAS}, seeds=seeds),

@@ -131,10 +131,7 @@ def _descent_theory(config):
 
 def adam(key, config):
     """AdamW and Adam with L2 on noise, the two tuned alike where the gradients have size one."""
-    d, beta = config.weights, config.betas[0]
-    wanted = weight_decay.adam_equilibrium(
-        config.adam_rate, config.turning / config.adam_rate, float(d), momentum=beta
-    )
+    wide, l2 = _of_adam(config, config.size)
     strength = _strength(config)
     scale = optax.scale_by_adam(*config.betas)
 
@@ -144,18 +141,16 @@ def adam(key, config):
         shrunk = (1 - config.decoupled * config.turning) * w
         return shrunk - config.adam_rate * moved, state, g
 
-    w = jnp.full(d, wanted.norm / math.sqrt(d))
+    # Where theory has them end: the mean squares of gradients must not remember other lengths.
+    norm = jnp.where(config.decoupled == 1, wide.norm, l2.norm)
+    w = jnp.full(config.weights, norm / math.sqrt(config.weights))
     return run(config, update, (w, scale.init(w)))
 
 
 def _strength(config):
     """Of L2, for the same turning as the decay has where gradients have size one."""
     d, rate = config.weights, config.adam_rate
-    return (
-        config.turning
-        * math.sqrt(d - 1)
-        / (rate * jnp.sqrt(rate**2 * d / (2 * config.turning) * d))
-    )
+    return config.turning**1.5 * math.sqrt(2 * (d - 1)) / (rate**2 * d)
 
 
 @functools.cache
@@ -218,7 +213,7 @@ def _of_descent(config, gradient):
 def _of_adam(config, sizes):
     """Of AdamW, which are scalars, and of Adam with L2, by the size of gradients."""
     d, rate, beta = float(config.weights), config.adam_rate, config.betas[0]
-    gradient = np.asarray(sizes) * math.sqrt(d - 1)
+    gradient = jnp.asarray(sizes) * math.sqrt(d - 1)
     return (
         weight_decay.adam_equilibrium(rate, config.turning / rate, d, momentum=beta),
         weight_decay.adam_l2_equilibrium(rate, _strength(config), gradient, d, momentum=beta),
