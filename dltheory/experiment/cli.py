@@ -1,4 +1,4 @@
-"""The command line: `dltheory list | run | figures | claims | status | gc`."""
+"""The command line: `dltheory list | run | figures | claims | status | gc | inspect`."""
 
 import argparse
 import contextlib
@@ -22,6 +22,7 @@ from dltheory.experiment import (
     events,
     execute,
     figures,
+    inspection,
     parts,
     reference,
     store,
@@ -37,10 +38,11 @@ dltheory figures [NAME|PATH]          draw the figures from the results
 dltheory claims [NAME|PATH]           print predicted, measured, tolerance and verdict
 dltheory status [NAME|PATH]           say which results are there
 dltheory gc                           remove what killed runs have left behind
+dltheory inspect MODULE:FACTORY       the health of a model, (f, params, x[, y])
 
-All but list take --results DIR; all but list and gc take --profile quick|full, --seeds N, --seed S
-and, for one experiment, the fields of its Config: `dltheory run NAME --help` lists them. The
-results of a run are found again by the same flags.
+All but list and inspect take --results DIR; run to status take --profile quick|full, --seeds N,
+--seed S and, for one experiment, the fields of its Config: `dltheory run NAME --help` lists
+them. The results of a run are found again by the same flags.
 
 run --workers N            N processes, a cell each
 run --scheduler ADDRESS    the workers of a Dask cluster, a cell each
@@ -74,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _list()
         if verb == "gc":
             return _gc(words)
+        if verb == "inspect":
+            return _inspect(words)
         if verb not in commands:
-            raise UsageError(f"{verb!r} is no command, want list, {', '.join(commands)}, gc")
+            known = ", ".join(("list", *commands, "gc", "inspect"))
+            raise UsageError(f"{verb!r} is no command, want {known}")
         execute.give_threads()
         options, experiments = _parse(verb, words)
         _warn(experiments, as_json)
@@ -368,6 +373,16 @@ def _gc(words: list[str]) -> int:
         shutil.rmtree(folder)
         print(f"removed {folder}")
     return 0
+
+
+def _inspect(words: list[str]) -> int:
+    from rich.console import Console
+
+    parser = argparse.ArgumentParser(prog="dltheory inspect", allow_abbrev=False)
+    parser.add_argument("target", metavar="MODULE:FACTORY", help="returns f, params, x and maybe y")
+    found = inspection.inspect(*inspection.made(parser.parse_args(words).target))
+    Console(width=None if sys.stdout.isatty() else 110).print(found)
+    return 0 if found.healthy else 1
 
 
 @contextlib.contextmanager
