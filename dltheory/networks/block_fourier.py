@@ -157,7 +157,7 @@ def _on_host(flat: np.ndarray, geometry: Geometry, plan: _Plan) -> np.ndarray:
     frequency.
     """
     count, classes, _ = plan.gather.shape
-    side, across = sorted((classes * geometry.inputs, geometry.outputs))
+    side = min(classes * geometry.inputs, geometry.outputs)
     found = np.full((geometry.groups, len(plan.phases), side), np.nan)
     scale = np.abs(flat).max()
     if not np.isfinite(scale):
@@ -170,9 +170,15 @@ def _on_host(flat: np.ndarray, geometry: Geometry, plan: _Plan) -> np.ndarray:
     angles = _angles(plan.frequencies, lags)
     waves = np.cos(angles), np.sin(angles)
     for out, stack in zip(found, stacks, strict=True):
-        columns = stack.transpose(1, 0, 2).reshape(across, count * side)
-        products = (columns.T @ columns).reshape(count, side, count, side)
-        sums = np.stack([sum(products[a, :, b] for a, b in pair) for pair in pairs])
+        sums = np.empty((len(lags), side, side))
+
+        def correlate(number, sums=sums, stack=stack):
+            first, second = np.array(pairs[number]).T
+            rows = stack[first].reshape(-1, side), stack[second].reshape(-1, side)
+            np.dot(rows[0].T, rows[1], out=sums[number])
+
+        # Unlike the operator, np.dot lets other threads run.
+        dense.on_all_cores([functools.partial(correlate, number) for number in range(len(lags))])
         flipped = sums.swapaxes(1, 2)
         sums, flipped = (a.reshape(len(lags), -1) for a in (sums, flipped))
         # Lag zero is its own opposite, which the sum of both counts twice.
@@ -182,8 +188,8 @@ def _on_host(flat: np.ndarray, geometry: Geometry, plan: _Plan) -> np.ndarray:
 
         def eigenvalues(part, squares=squares, even=even, odd=odd):
             gram = np.empty((len(squares[part]), side, side), complex)
-            gram.real = (waves[0][part] @ even).reshape(gram.shape)
-            gram.imag = (waves[1][part] @ odd).reshape(gram.shape)
+            gram.real = np.dot(waves[0][part], even).reshape(gram.shape)
+            gram.imag = np.dot(waves[1][part], odd).reshape(gram.shape)
             squares[part] = np.linalg.eigvalsh(gram)[:, ::-1]
 
         def exact(part, out=out, stack=stack):
