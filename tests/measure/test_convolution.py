@@ -314,6 +314,33 @@ def test_the_bracket_of_a_large_layer_contains_its_norm(monkeypatch, image, give
     assert sure.lower <= exact <= sure.upper <= 1.5 * exact
 
 
+def large(number):
+    """A random layer, not circular or with a stride that does not divide, too large to form."""
+    rng = np.random.default_rng(number)
+    pick = lambda choices: choices[int(rng.integers(len(choices)))]
+    stride, dilation, groups = pick([1, 2]), pick([1, 2]), pick([1, 1, 2])
+    padding = ["SAME", "VALID", [(0, 2), (3, 1)], "CIRCULAR"][number % 4]
+    stride = 2 if padding == "CIRCULAR" else stride
+    image = pick([(19, 19), (21, 18), (15, 25)])
+    channels = 5 if stride == 1 else 9
+    kernel = rng.normal(size=(pick([2, 3]), pick([3, 5]), channels, groups * channels))
+    # Half of them smooth, whose largest singular values lie close together.
+    kernel = kernel + pick([0, 2])
+    given = {"padding": padding, "strides": stride, "dilation": dilation, "groups": groups}
+    return Case(kernel, image, given)
+
+
+@pytest.mark.parametrize("number", range(cases(16)))
+def test_brackets_of_large_layers_contain_the_truth_within_a_percent(number):
+    kernel, image, given = large(number)
+    _, geometry = convolution_geometry.layer(kernel, image, *given.values())
+    assert geometry.entries > convolution._SMALL
+    assert not geometry.on_torus
+    exact = convolution.singular_values(kernel, image, **given)[0]
+    lower, upper = convolution.operator_norm(KEY, kernel, image, **given)
+    assert lower <= exact <= upper <= 1.01 * lower
+
+
 def test_the_norm_is_differentiable(monkeypatch):
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2)))
     wanted = jax.grad(lambda k: convolution.singular_values(k, 9, padding="SAME")[0])(kernel)
