@@ -70,7 +70,7 @@ class Sweep:
     """
 
     name: str
-    trial: Callable[..., Mapping[str, Any]]
+    trial: Callable[..., Mapping[str, Any] | Stepped]
     config: Any
     cells: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
