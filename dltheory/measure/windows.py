@@ -290,18 +290,19 @@ class _Sweep:
                 placed.append((size, self.each(windows, shape, shifted(dimension, offset))))
             offset += size
         longest, main = max(placed, key=lambda pair: pair[0])
-        turned = [self.turned(w, main, (longest, offset)) for _, w in placed]
+        turned = [self.turned(w, main, (longest, offset), dimension) for _, w in placed]
         return self.join(turned, shape)
 
-    def turned(self, windows, main, rings: tuple[int, ...]) -> Windows:
+    def turned(self, windows, main, rings: tuple[int, ...], axis: int) -> Windows:
         """Windows of a border moved by whole turns onto the main ones: rolled, or wrapped around.
 
-        A turn is that of the image, or of a map of one of some lengths.
+        A turn is that of the image, or of a map of one of some lengths, along the joined axis:
+        along any other what is joined are channels, and their shifts are taps.
         """
         found = []
         for size, one, other in zip(self.sizes, windows, main, strict=True):
             apart, by = other.lo - one.lo, 0
-            if one[:2] == other[:2] and one.axis is not None:
+            if one[:2] == other[:2] and one.axis == axis:
                 turns = [size, *(abs(one.stride) * ring for ring in rings)]
                 by = apart if any(turn and apart % turn == 0 for turn in turns) else 0
             found.append(one._replace(lo=one.lo + by, hi=one.hi + by))

@@ -199,6 +199,23 @@ def test_mixing_and_picking(f, wanted):
     assert list(found) == [ReceptiveField(*field) for field in wanted]
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_shifts_side_by_side_as_channels_are_taps(channels):
+    """As a convolution is written by hand; one channel is a window of its own length."""
+
+    def layer(h):
+        around = jnp.pad(h, ((0, 0), (0, 4), (0, 0)), mode="wrap")
+        h = jnp.concatenate([around[:, i : i + 12] for i in range(5)], 2)
+        return jnp.sum(h, 2, keepdims=True)
+
+    x = jnp.ones((1, 12, channels))
+    seen = [
+        convolution.receptive_field(f, {}, x)[0].size
+        for f in (lambda _, x: layer(x), lambda _, x: layer(layer(x)))
+    ]
+    assert seen == [5, 9]
+
+
 def test_denser_units_than_pixels():
     x = jax.ShapeDtypeStruct((1, 8, 1, 2), float)
     (up, _) = convolution.receptive_field(lambda _, x: jnp.repeat(x, 2, 1), {}, x)
