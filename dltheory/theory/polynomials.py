@@ -34,7 +34,7 @@ def polynomial(coefficients: Sequence[float] | np.ndarray, m: int) -> Constructi
         m: Number of layers of each squaring.
 
     Returns:
-        The network; its bound holds on `[0, 1]`.
+        The network; its bound holds on `[0, 1]`, what rounding may add in the dtype included.
 
     Raises:
         TypeError: If `m` is not an integer.
@@ -43,7 +43,7 @@ def polynomial(coefficients: Sequence[float] | np.ndarray, m: int) -> Constructi
     Example:
         >>> from dltheory.theory import polynomials
         >>> cube = polynomials.polynomial([0, 0, 0, 1], 5)
-        >>> cube.params["params"]["hidden"]["kernel"].shape, cube.bound < 2 * 4.0**-6 * 1.001
+        >>> cube.params["params"]["hidden"]["kernel"].shape, cube.bound < 3 * 4.0**-6
         ((12, 9, 9), True)
 
     Source:
