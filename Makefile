@@ -13,7 +13,7 @@ PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 figures: $(READY)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/dltheory run --all --profile quick --results results --workers $(WORKERS)
-	$(BIN)/dltheory figures --results results --out figures
+	$(BIN)/dltheory figures --results results --out figures --gallery docs/gallery
 	$(BIN)/dltheory claims --results results
 
 # Most of its time is compilation, which this flag shortens by a third; the full tier compiles as users do.
@@ -53,4 +53,4 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) results figures docs/_build dist build .benchmarks .benchmarks.json .hypothesis
+	rm -rf $(VENV) results figures docs/gallery docs/_build dist build .benchmarks .benchmarks.json .hypothesis

@@ -15,6 +15,8 @@ extensions = [
 ]
 default_role = "code"  # in docstrings, as in Markdown
 exclude_patterns = ["_build", "examples"]
+# The gallery is there once `make figures` has written it.
+suppress_warnings = ["toc.empty_glob"]
 
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3

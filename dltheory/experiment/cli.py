@@ -22,6 +22,7 @@ from dltheory.experiment import (
     events,
     execute,
     figures,
+    gallery,
     inspection,
     parts,
     reference,
@@ -49,6 +50,7 @@ run --scheduler ADDRESS    the workers of a Dask cluster, a cell each
 run --distributed          one of several processes that share each trial, on many hosts
 run --log json             a line of JSON for each event, on standard error
 figures --check DIR        compare the results with those in DIR, and draw nothing
+figures --gallery DIR      write a page for each experiment too, for the documentation
 gc --older HOURS           spare what is younger (1)
 
 Exit code: 0 if all is well and every verdict is as recorded, 1 if not, 2 for a wrong command."""
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == "inspect":
             return _inspect(words)
         if verb not in commands:
-            known = ", ".join(("list", *commands, "gc", "inspect"))
+            known = f"list, {', '.join(commands)}, gc, inspect"
             raise UsageError(f"{verb!r} is no command, want {known}")
         execute.give_threads()
         options, experiments = _parse(verb, words)
@@ -128,6 +130,7 @@ def _parse(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[Experi
     if verb == "figures":
         parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
         parser.add_argument("--check", type=Path, metavar="DIR", help="results to compare with")
+        parser.add_argument("--gallery", type=Path, metavar="DIR", help="folder of pages")
         parser.add_argument("--rtol", type=float, default=1e-5, help="relative tolerance")
         parser.add_argument("--atol", type=float, default=1e-8, help="absolute tolerance")
     if verb == "run":
@@ -273,8 +276,7 @@ def _print_done(experiment: Experiment, computed: int, present: int, seconds: fl
 
 
 def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
+    if (number := int(word)) < 1:
         raise argparse.ArgumentTypeError(f"{word} is given, want at least 1")
     return number
 
@@ -291,8 +293,7 @@ def _place(word: str) -> tuple[str, int, int]:
 
 
 def _hours(word: str) -> float:
-    number = float(word)
-    if not 0 <= number < math.inf:
+    if not 0 <= (number := float(word)) < math.inf:
         raise argparse.ArgumentTypeError(f"{word} is given, want a number of at least 0")
     return number
 
@@ -308,6 +309,8 @@ def _figures(experiments: list[Experiment], options: argparse.Namespace) -> int:
                 stem = f"{experiment.name}-{part}" if part else experiment.name
                 for path in figures.save(figure, options.out / store.check_name(stem, "figure")):
                     print(path)
+    if options.gallery is not None:
+        print(gallery.write(experiments, options.out, options.gallery)[0])
     return 0
 
 
@@ -316,10 +319,8 @@ def _check(experiments: list[Experiment], options: argparse.Namespace) -> int:
     agree = True
     for experiment in experiments:
         beside = options.check / experiment.name / experiment.request.profile
-        results, wanted = (
-            experiment.results(),
-            dataclasses.replace(experiment, root=beside).results(),
-        )
+        results = experiment.results()
+        wanted = dataclasses.replace(experiment, root=beside).results()
         lines = [
             line
             for sweep in experiment.sweeps
