@@ -83,7 +83,9 @@ def model(
     found = weights.find(f, params, x)
     texts = tuple(layer.text for _, layer in places)
     by_text = {kernel.layer: kernel for kernel in found.kernels}
-    kernels = tuple(by_text.get(text) for text in texts)
+    # One that runs again has the kernel of its first run.
+    again = lambda layer: next((k for k in found.kernels if k.leaf in layer.leaves), None)
+    kernels = tuple(by_text.get(layer.text) or again(layer) for _, layer in places)
     tables = _tables(f, params, x, places, kernels, phi)
     given = None if phi is None else activations.get(phi)
     feeds = tuple(None if table is None else given or recognition.named(table) for table in tables)

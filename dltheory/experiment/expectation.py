@@ -30,6 +30,7 @@ class Expectation(NamedTuple):
     Attributes:
         q: Mean squared value, :math:`\sigma_w^2\,\mathbb{E}\,\phi(h)^2 + \sigma_b^2`.
         q_std: Its standard deviation at this width, from the layer before and its own units.
+        c: Correlation of two examples of that length.
         chi_1: Growth of squared gradients, :math:`\sigma_w^2\,\mathbb{E}\,\phi'(h)^2`.
         chi_1_std: Its standard deviation at this width.
         flat: Probability that a Gaussian signal of the layer's length meets the next activation
@@ -39,6 +40,7 @@ class Expectation(NamedTuple):
 
     q: np.ndarray
     q_std: np.ndarray
+    c: np.ndarray
     chi_1: np.ndarray
     chi_1_std: np.ndarray
     flat: np.ndarray
@@ -64,7 +66,7 @@ def expect(model: Model, readings: Readings, skips: np.ndarray) -> Expectation:
     Source:
         Poole et al. (2016), Schoenholz et al. (2017); the band as in `theory.fluctuations`.
     """
-    found = Expectation(*np.full((5, len(model.sites)), np.nan), skips=skips)
+    found = Expectation(*np.full((6, len(model.sites)), np.nan), skips=skips)
     groups: dict[Activation, list[int]] = {}
     for row, phi in enumerate(model.feeds):
         if phi is not None:
@@ -78,6 +80,7 @@ def expect(model: Model, readings: Readings, skips: np.ndarray) -> Expectation:
         found.q[rows] = w * square + b
         noise = w**2 * np.maximum(fourth - square**2, 0) / units + 2 * found.q[rows] ** 2 / own
         found.q_std[rows] = np.sqrt(noise)
+        found.c[rows] = _next_correlation(phi, before, readings.c[np.array(rows) - 1], w, b)
         found.chi_1[rows] = w * slope
         found.chi_1_std[rows] = w * np.sqrt(np.maximum(slope_fourth - slope**2, 0) / units)
         for row in rows:
@@ -95,9 +98,7 @@ def averages(phi: Activation, q: np.ndarray) -> np.ndarray:
     Returns:
         Shape `(4, n)`.
     """
-    count = math.ceil(max(len(q), 1) / _ROWS) * _ROWS
-    padded = jnp.asarray(np.pad(q, (0, count - len(q)), constant_values=1.0), float)
-    return np.asarray(_averages(phi, padded), float)[:, : len(q)]
+    return np.asarray(_averages(phi, _padded(q)), float)[:, : len(q)]
 
 
 def flat_share(model: Model, row: int, log_q: float) -> float:
@@ -135,6 +136,18 @@ def critical(phi: Activation, bias_var: float) -> tuple[float, float] | None:
     return None if jnp.isnan(weight_var) else (float(weight_var), float(q))
 
 
+def _padded(values: np.ndarray) -> Array:
+    missing = -len(values) % _ROWS if len(values) else _ROWS
+    return jnp.asarray(np.pad(values, (0, missing), constant_values=0.5), float)
+
+
+def _next_correlation(phi: Activation, q, c, weight_var, bias_var) -> np.ndarray:
+    known = np.isfinite(q) & np.isfinite(c)
+    given = (np.where(known, q, 1.0), np.clip(np.where(known, c, 0.0), -1, 1), weight_var, bias_var)
+    found = np.asarray(_correlations(phi, *map(_padded, given)), float)[: len(q)]
+    return np.where(known, found, np.nan)
+
+
 def _units(model: Model, row: int, side: int) -> int:
     """How many inputs (0) or outputs (1) the kernel of a layer has."""
     kernel = model.kernels[row]
@@ -147,6 +160,11 @@ def _units(model: Model, row: int, side: int) -> int:
 def _edge(phi: Activation, bias_var: Array) -> mean_field.CriticalPoint:
     # Traced, for speed: NaN where it would raise.
     return mean_field.edge_of_chaos(phi, bias_var=bias_var)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _correlations(phi: Activation, q: Array, c: Array, weight_var: Array, bias_var: Array) -> Array:
+    return mean_field.c_map(phi, c, q=q, weight_var=weight_var, bias_var=bias_var)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -66,10 +66,11 @@ def inspect(
         >>> from dltheory.experiment import inspection
         >>> w = jax.random.normal(jax.random.key(0), (20, 64, 64)) / 8
         >>> f = lambda w, x: jax.lax.scan(lambda h, w: (jnp.tanh(h) @ w, None), x, w)[0]
-        >>> inspection.inspect(f, w, jnp.ones((2, 64)) * 0.3, spectra=False).healthy
+        >>> inspection.inspect(f, w, jnp.ones((2, 64)), spectra=False).healthy
         True
-        >>> inspection.inspect(f, 0.5 * w, jnp.ones((2, 64)), spectra=False).faults[0].kind
-        'vanishing'
+        >>> found = inspection.inspect(f, w / 2, jnp.ones((2, 64)), remedies=False, spectra=False)
+        >>> found.faults[0].kind, found.faults[0].site
+        ('vanishing', 'params[1]')
 
     Source:
         Schoenholz et al. (2017), Deep information propagation: networks train to a depth of about
@@ -164,6 +165,7 @@ def _layers(
     quantiles: dict[Site, tuple],
 ) -> tuple[LayerHealth, ...]:
     rows = []
+    flat = np.array([*(phi is not None for phi in model.feeds[1:]), False])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         q, chi_1 = np.exp(readings.log_q), np.exp(readings.growth)
         # A skip adds what it carries: theory of the branch alone says nothing of the sum.
@@ -184,13 +186,14 @@ def _layers(
             theory.q_std,
             q_z,
             readings.c,
+            np.where(one_ahead, theory.c, np.nan),
             chi_1,
             growth,
             theory.chi_1_std,
             chi_1_z,
             readings.log_gradient,
-            readings.saturated,
-            readings.dead,
+            np.where(flat, readings.saturated, np.nan),
+            np.where(flat, readings.dead, np.nan),
         )
         rows.append(
             LayerHealth(

@@ -47,6 +47,7 @@ class LayerHealth(NamedTuple):
         q_std: The band of that at this width, one standard deviation.
         q_z: How many of them the measurement is off.
         c: Correlation of two examples.
+        c_expected: What theory says of it.
         chi_1: Growth of squared gradients from the cut before, on the way back.
         chi_1_expected: What theory says of it.
         chi_1_std: The band of that.
@@ -69,6 +70,7 @@ class LayerHealth(NamedTuple):
     q_std: float
     q_z: float
     c: float
+    c_expected: float
     chi_1: float
     chi_1_expected: float
     chi_1_std: float
@@ -183,11 +185,11 @@ class Report(NamedTuple):
         names = list(dict.fromkeys(one.activation for one in self.layers if one.activation))
         if not known:
             return "No activation was recognised, so theory has nothing to say; give phi=."
-        said = f"Activation: {', '.join(names)}. Of {len(known)} lengths that theory predicts, "
+        said = f"Activation: {', '.join(names)}. Lengths beside theory: {len(known)}, "
         if not off:
-            return f"{said}all are within four standard deviations."
+            return f"{said}all within four standard deviations."
         return (
-            f"{said}{len(off)} are off by more than four standard deviations, the first at "
+            f"{said}of which {len(off)} off by more than four standard deviations, the first at "
             f"{off[0].site}: not the random weights of theory, or not Gaussian signals."
         )
 
@@ -245,11 +247,14 @@ def _number(value: float, form: str) -> str:
 def _effect(remedy: Remedy) -> str:
     parts = [f"{remedy.quantity}: {remedy.before:.2g} now"] if math.isfinite(remedy.before) else []
     if math.isfinite(remedy.predicted):
-        parts.append(f"{remedy.predicted:.2g} predicted")
+        most = "at most " * remedy.quantity.endswith("dead")
+        parts.append(f"{most}{remedy.predicted:.2g} predicted")
     if math.isfinite(remedy.measured):
         parts.append(f"{remedy.measured:.2g} when tried")
     end = {True: "; it works", False: "; it does not suffice", None: ""}[remedy.works]
     said = f"{', '.join(parts)}{end}." if parts else ""
+    if math.isfinite(remedy.clip):
+        said += f" Until then, clip gradients at the norm they then have, {remedy.clip:.2g}."
     return said[:1].upper() + said[1:]
 
 
@@ -259,41 +264,54 @@ def _draw(report: Report) -> "Figure":
     column = lambda name: np.array([getattr(layer, name) for layer in report.layers], float)
     points = {"linestyle": "none", "marker": "o", "markersize": 3.4, "zorder": 4}
     points |= {"markerfacecolor": "white", "markeredgecolor": figures.COLORS[1]}
+    shade = {"color": figures.COLORS[0], "alpha": 0.15, "linewidth": 0}
     length, gradient, units = grid[0]
-    for ax, name, title in ((length, "q", "length $q_l$"), (gradient, "chi_1", "")):
-        if name == "chi_1":
-            continue
-        expected, std = column("q_expected"), column("q_std")
-        known = np.isfinite(expected)
-        low = np.maximum(expected - 2 * std, expected / 10)
-        ax.fill_between(
-            layers[known],
-            low[known],
-            (expected + 2 * std)[known],
-            color=figures.COLORS[0],
-            alpha=0.15,
-            linewidth=0,
-            label="two standard deviations",
-        )
-        figures.line(ax, layers[known], expected[known], label="theory, given the layer before")
-        ax.plot(layers, column(name), label="measurement", **points)
-        positive = column(name)[column(name) > 0]
-        if len(positive) and positive.max() > 30 * positive.min():
-            ax.set_yscale("log")
-        ax.set(title=title, xlabel="layer $l$")
-    log_gradient = column("log_gradient") / math.log(10)
-    gradient.plot(layers, np.where(np.isfinite(log_gradient), log_gradient, np.nan), **points)
-    gradient.set(title=r"gradient norm, $\log_{10}$", xlabel="layer $l$")
-    units.plot(layers, 100 * column("saturated"), label="flat for one example", **points)
+
+    expected, std, q = column("q_expected"), column("q_std"), column("q")
+    low, high = np.maximum(expected - 2 * std, expected / 10), expected + 2 * std
+    length.fill_between(layers, low, high, label="two standard deviations", **shade)
+    figures.line(length, layers, expected, label="theory, given the layer before")
+    length.plot(layers, q, label="measurement", **points)
+    positive = q[q > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        length.set_yscale("log")
+
+    norms = column("log_gradient") / math.log(10)
+    norms[np.isinf(norms)] = np.nan
+    curve, spread = _backwards(report)
+    gradient.fill_between(layers, curve - 2 * spread, curve + 2 * spread, **shade)
+    figures.line(gradient, layers, curve)
+    gradient.plot(layers, norms, **points)
+
+    flat = points | {"marker": "D", "markeredgecolor": figures.COLORS[2]}
     dead = points | {"marker": "s", "markeredgecolor": figures.COLORS[6]}
-    units.plot(layers, 100 * column("dead"), label="flat for all (dead)", **dead)
-    units.set(title="flat units (%)", xlabel="layer $l$", ylim=(-3, 103))
-    for fault in report.faults:
-        for ax in grid[0]:
-            ax.axvline(fault.row + 1, color=figures.COLORS[1], linewidth=1, linestyle=":", zorder=1)
-    for ax in grid[0]:
+    units.plot(layers, 100 * column("saturated"), label="flat for one example", **flat)
+    units.plot(layers, 100 * column("dead"), label="flat for all: dead", **dead)
+    units.set_ylim(-3, 103)
+    titles = "length $q_l$", r"gradient norm, $\log_{10}$", "flat units (%)"
+    for ax, title in zip(grid[0], titles, strict=True):
+        ax.set(title=title, xlabel="layer $l$")
         ax.xaxis.get_major_locator().set_params(integer=True)
+        for fault in report.faults:
+            ax.axvline(fault.row + 1, color=figures.COLORS[1], linewidth=1, ls=":", zorder=1)
     pairs = [ax.get_legend_handles_labels() for ax in (length, units)]
     handles, labels = ([one for pair in pairs for one in pair[k]] for k in (0, 1))
     sheet.legend(handles, labels, loc="outside lower center", ncols=3)
     return sheet
+
+
+def _backwards(report: Report) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient's norm from the last layer back, as theory's growth has it, and its band."""
+    count = len(report.layers)
+    curve, spread = np.full(count, np.nan), np.full(count, np.nan)
+    curve[-1], spread[-1] = report.layers[-1].log_gradient, 0.0
+    for row in range(count - 1, 0, -1):
+        layer = report.layers[row]
+        if not layer.chi_1_expected > 0:
+            break
+        # Random signs of the weights add to what the slopes do: of ReLU together 5 / width.
+        width = report.layers[row - 1].site.shape[-1]
+        noise = 3 * (layer.chi_1_std / layer.chi_1_expected) ** 2 + 2 / width
+        curve[row - 1] = curve[row] + math.log(layer.chi_1_expected) / 2 - noise / 4
+        spread[row - 1] = math.sqrt(spread[row] ** 2 + noise / 4)
+    return curve / math.log(10), spread / math.log(10)

@@ -49,7 +49,9 @@ def responses(f: Callable, params: Any, x: Array) -> dict[str, np.ndarray]:
         'tanh'
     """
     found = weights.find(f, params, x)
-    texts = tuple(kernel.layer for kernel in found.kernels)
+    leaves = {kernel.leaf for kernel in found.kernels}
+    layers = sites.trace(f, params, x).layers
+    texts = tuple(layer.text for layer in layers if layer.leaves & leaves)
     answers, past = (
         _respond(f, _constant(params, found, even), x[:1], jnp.asarray(GRID, jnp.float32), texts)
         for even in (True, False)

@@ -57,6 +57,8 @@ class Remedy(NamedTuple):
         params: Parameters with the remedy applied, or None.
         input_scale: Factor of the inputs.
         loss_scale: Factor of the loss.
+        clip: Where gradients explode: the norm of those of all kernels when it was tried, a
+            threshold at which to clip them until then; else NaN.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class Remedy(NamedTuple):
     params: Any
     input_scale: float
     loss_scale: float
+    clip: float = math.nan
 
 
 def prescribe(
@@ -133,7 +136,11 @@ def _tried(
     same = [one for one in faults if one.kind in (fault.kind, "overflow")]
     value = _quantity(model, again, anew, fault)
     before = _quantity(model, readings, theory, fault)
-    return remedy._replace(before=before, measured=value, works=not same)
+    remedy = remedy._replace(before=before, measured=value, works=not same)
+    if fault.kind == "exploding" and not same:
+        logs = again.kernel_gradient[np.isfinite(again.kernel_gradient)]
+        remedy = remedy._replace(clip=float(np.exp(np.logaddexp.reduce(2 * logs) / 2)))
+    return remedy
 
 
 def _quantity(model: Model, readings: Readings, theory: Expectation, fault: Fault) -> float:

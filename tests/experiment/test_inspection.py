@@ -87,6 +87,11 @@ def test_theory_one_layer_ahead_of_relu():
     found = expectation.averages(activations.get("relu"), q)
     half = np.full(2, 0.5)
     np.testing.assert_allclose(found, np.stack([q / 2, 1.5 * q**2, half, half]), rtol=1e-5)
+    c = np.array([-0.5, 0.8])
+    arc = (np.sqrt(1 - c**2) + c * (np.pi - np.arccos(c))) / np.pi
+    weight_var, bias_var = np.full(2, 2.0), np.array([0.0, 1.0])
+    found = expectation._next_correlation(activations.get("relu"), q, c, weight_var, bias_var)
+    np.testing.assert_allclose(found, (q * arc + bias_var) / (q + bias_var), rtol=1e-5)
 
 
 def test_activations_are_told_by_their_values():
@@ -125,9 +130,13 @@ def test_the_report_in_words_in_a_table_and_in_html(chaotic):
     assert "<svg" in page
     lengths, gradients, units = chaotic.figure().axes
     np.testing.assert_allclose(
-        gradients.lines[0].get_ydata(),
+        gradients.lines[1].get_ydata(),
         [one.log_gradient / np.log(10) for one in chaotic.layers],
     )
+    off = gradients.lines[1].get_ydata() - gradients.lines[0].get_ydata()
+    # The band of theory at the first of 20 layers, by its own formula for slopes and signs.
+    noise = [3 * (one.chi_1_std / one.chi_1_expected) ** 2 + 2 / 48 for one in chaotic.layers[1:]]
+    assert np.abs(off[0]) < 4 * np.sqrt(np.sum(noise)) / 2 / np.log(10)
     assert units.get_ylim() == (-3, 103)
     assert lengths.get_xlabel() == "layer $l$"
 
