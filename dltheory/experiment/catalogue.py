@@ -184,8 +184,12 @@ def _import(path: Path) -> ModuleType:
 def _configure(module: ModuleType, flags: Sequence[str], program: str) -> Any:
     if not flags:
         return module.Config()
-    import tyro
-
+    try:
+        import tyro
+    except ImportError as error:
+        raise UsageError(
+            f"{' '.join(flags)} needs tyro, which is missing: pip install 'dltheory[experiments]'"
+        ) from error
     about = (module.__doc__ or "").strip().partition("\n")[0]
     return tyro.cli(module.Config, args=list(flags), prog=program, description=about)
 

@@ -75,8 +75,16 @@ def style() -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        ImportError: If Matplotlib is not installed.
     """
-    import matplotlib as mpl
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ImportError(
+            "figures need Matplotlib, which is missing: pip install 'dltheory[experiments]'"
+        ) from error
 
     with mpl.rc_context():
         mpl.rcdefaults()

@@ -54,7 +54,7 @@ def digits(*, flat: bool = True, scale: str = "unit", dtype: DTypeLike = float) 
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "digits come with scikit-learn, which is missing: pip install dltheory[experiments]"
+            "digits come with scikit-learn, which is missing: pip install 'dltheory[experiments]'"
         ) from error
     x, y = load_digits(return_X_y=True)
     x = np.asarray(x) / 16
@@ -91,7 +91,7 @@ def mnist1d(*, shuffled: bool = False, dtype: DTypeLike = float) -> tuple[Data, 
         from mnist1d import data as package
     except ImportError as error:
         raise ImportError(
-            "MNIST-1D comes with mnist1d, which is missing: pip install dltheory[experiments]"
+            "MNIST-1D comes with mnist1d, which is missing: pip install 'dltheory[experiments]'"
         ) from error
     arguments: Any = package.get_dataset_args()
     arguments.shuffle_seq = shuffled

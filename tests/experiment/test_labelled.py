@@ -1,6 +1,5 @@
 """Arrays with their axes named hold the same numbers, each in its place."""
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,23 +63,3 @@ def test_packages_agree_with_plain_values():
     assert table.groupby("width")["x[2]"].count().tolist() == [0, 6]
     [value] = table.query("width == 3 and rate == 0.2 and seed == 1")["x[2]"]
     assert value == result(3).arrays["x"][1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("call", "text"),
-    [
-        (
-            lambda: labelled.to_xarray(SWEEP, result(2)),
-            "to_xarray needs xarray: pip install xarray",
-        ),
-        (
-            lambda: labelled.to_dataframe(SWEEP, [result(2)]),
-            "to_dataframe needs pandas: pip install pandas",
-        ),
-    ],
-)
-def test_an_absent_package_is_named(monkeypatch, call, text):
-    for package in ("xarray", "pandas"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=text):
-        call()

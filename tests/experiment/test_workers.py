@@ -130,13 +130,6 @@ def test_workers_of_a_cluster_that_die(experiment, tmp_path):
     assert whole == {**whole, **spread}
 
 
-def test_without_dask_a_scheduler_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    assert cli.main(["run", str(FILE), "--scheduler", "tcp://127.0.0.1:1"]) == 2
-    error = capsys.readouterr().err
-    assert error == "dltheory: --scheduler needs Dask: pip install 'dltheory[cluster]'\n"
-
-
 class Cluster(InLine):
     """Workers that some cells kill: each of a list of cells as often as it is listed there."""
 

@@ -3,7 +3,6 @@
 import gzip
 import random
 import struct
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +34,6 @@ def test_scales():
     np.testing.assert_allclose(jnp.mean(x**2, 1), 1, rtol=1e-12)
     with pytest.raises(ValueError, match="scale is 'pixel'; want 'unit', 'dataset' or 'example'"):
         data.digits(scale="pixel")
-
-
-def test_without_scikit_learn_the_cure_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install dltheory\[experiments\]"):
-        data.digits()
 
 
 def test_a_split_keeps_every_example_once_with_its_label():
