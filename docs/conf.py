@@ -1,6 +1,7 @@
 """The documentation: built by `make docs`, with warnings as errors and without the network."""
 
 import importlib.metadata
+from pathlib import Path
 
 project = "dltheory"
 author = "The dltheory authors"
@@ -15,8 +16,12 @@ extensions = [
 ]
 default_role = "code"  # in docstrings, as in Markdown
 exclude_patterns = ["_build", "examples"]
+
 # The gallery is there once `make figures` has written it.
-suppress_warnings = ["toc.empty_glob"]
+_gallery = Path(__file__).parent / "gallery" / "index.md"
+if not _gallery.exists():
+    _gallery.parent.mkdir(exist_ok=True)
+    _gallery.write_text("# Gallery\n\n`make figures` writes it: nothing has been computed yet.\n")
 
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
