@@ -79,6 +79,12 @@ def test_readings_are_those_of_plain_formulas():
     assert found.finite.all()
     assert not found.coupled
     assert np.isnan(found.growth[0])
+    theory = expectation.expect(model, found, np.zeros(4, bool))
+    z, mass = np.polynomial.hermite_e.hermegauss(80)
+    mean = lambda g: np.sum(mass * g(np.sqrt(lengths[0]) * z)) / np.sqrt(2 * np.pi)
+    q = found.weight_var[1] * mean(lambda h: np.tanh(h) ** 2) + found.bias_var[1]
+    chi_1 = found.weight_var[1] * mean(lambda h: np.cosh(h) ** -4)
+    np.testing.assert_allclose([theory.q[1], theory.chi_1[1]], [q, chi_1], rtol=1e-4)
 
 
 def test_theory_one_layer_ahead_of_relu():
