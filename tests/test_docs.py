@@ -5,15 +5,21 @@ import contextlib
 import doctest
 import importlib
 import io
+import itertools
+import pkgutil
 import re
+import subprocess
+import sys
 import textwrap
 import tomllib
+import unicodedata
 from pathlib import Path
 
 import jax
 import pytest
 
 from dltheory.experiment import cli, execute
+from tests.tier import FULL
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +29,8 @@ EXAMPLE = ROOT / "docs" / "examples" / "relu_lengths.py"
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
 )
+FENCE = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
+SURNAME = r"(?:van |de )?([A-Z][\w'-]+)"
 NUMBER = re.compile(r"[-+]?\d+(?:\.(?P<decimals>\d+))?(?P<exponent>e[-+]?\d+)?")
 
 
@@ -141,8 +149,71 @@ def test_the_reference_holds_every_module_that_a_package_offers(package):
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])
 def test_every_link_inside_leads_somewhere(path):
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", path.read_text())
-    assert [target for target in targets if not (path.parent / target).is_file()] == []
+    assert dead_links(path) == []
+
+
+def dead_links(path):
+    """Links of a page to files, headings and names of Python that are not there."""
+    text = FENCE.sub("", path.read_text())
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        if not re.match(r"\w+:", link) and not (
+            target.is_file() and (not anchor or anchor in anchors(target.read_text()))
+        ):
+            dead.append(link)
+    for name in re.findall(r"\{(?:func|mod|class)\}`(?:[^`<]*<)?~?(dltheory[\w.]*)", text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            dead.append(name)
+    return dead
+
+
+def anchors(text):
+    """What links to parts of a page: its labels, and its headings as GitHub and MyST name them."""
+    text = FENCE.sub("", text)
+    titles = [title.lower() for title in re.findall(r"^#{1,3} (.+)$", text, re.M)]
+    slugs = {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+    return slugs | set(re.findall(r"^\(([\w-]+)\)=$", text, re.M))
+
+
+def test_every_source_of_a_page_is_a_reference_and_every_reference_is_cited():
+    page = plain(ROOT / "docs" / "references.md")
+    listed = re.findall(rf"^- {SURNAME}[^.(]*?\(([\d, ]+)\)", page.replace(" et al.", ""), re.M)
+    listed = {(name, year) for name, years in listed for year in years.split(", ")}
+    assert len(listed) > 100
+
+    sources = [re.findall(r"^:Source: (.+(?:\n +.+)*)", plain(p), re.M) for p in PAGES]
+    works = re.split(r"; *", "; ".join(itertools.chain(*sources)))
+    cited = {
+        (found[1], year)
+        for work in works
+        if (found := re.match(SURNAME, work))
+        for year in re.findall(r"\b(?:19|20)\d\d\b", work)
+    }
+    assert cited - listed == set()
+
+    files = [*MODULES, *(ROOT / "experiments").rglob("*.py"), *PAGES]
+    texts = [plain(file) for file in files if file.name != "references.md"]
+    words = [set(re.findall(r"[A-Z][\w'-]+|\b\d{4}\b", text)) for text in texts]
+    assert [key for key in sorted(listed) if not any(set(key) <= found for found in words)] == []
+
+
+@pytest.mark.skipif(not FULL, reason="`make docs` does the same, in half a minute")
+def test_the_site_builds_without_a_warning(tmp_path):
+    build = "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "trees")
+    command = [sys.executable, *build, str(ROOT / "docs"), str(tmp_path / "html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "html" / "howto" / "slurm.html").is_file()
+
+
+def plain(path):
+    """The text of a file without accents, which some of its writers could not type."""
+    letters = unicodedata.normalize("NFKD", path.read_text())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def test_every_dependency_earns_its_place():
@@ -194,3 +265,27 @@ def test_a_page_that_is_wrong_is_seen(page, error, tmp_path):
     file.write_text(page)
     with contextlib.nullcontext() if error is None else pytest.raises(error):
         run_page(file)
+
+
+@pytest.mark.parametrize(
+    ("link", "dead"),
+    [
+        ("[a](other.md)", False),
+        ("[a](other.md#a-heading-of-its-own)", False),
+        ("[a](other.md#labelled)", False),
+        ("[a](#here)", False),
+        ("[a](https://example.org/#nowhere)", False),
+        ("{func}`~dltheory.theory.mean_field.q_map`", False),
+        ("[a](another.md)", True),
+        ("[a](other.md#in-code)", True),
+        ("[a](#there)", True),
+        ("![a](images/none.svg)", True),
+        ("{func}`text <dltheory.theory.mean_field.q_mop>`", True),
+    ],
+)
+def test_a_link_that_is_dead_is_seen(link, dead, tmp_path):
+    other = "## A `heading`, of its own\n\n(labelled)=\n```python\n# in code\n```\n"
+    (tmp_path / "other.md").write_text(other)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Here\n\n{link}\n")
+    assert bool(dead_links(page)) == dead
