@@ -57,8 +57,8 @@ def memory(key, config):
     """Temporary memory of gradients, in activations of a layer. Nothing is run."""
     del key
     plan = theory.revolve(config.depth, SLOTS).actions
-    scans = lax.scan, checkpointing.segmented_scan
-    scans = (*scans, lambda *args: checkpointing.planned_scan(*args, plan))
+    planned = lambda step, carry, xs: checkpointing.planned_scan(step, carry, xs, plan)
+    scans = lax.scan, checkpointing.segmented_scan, planned
     found = {}
     for name, scan in zip(NAMES, scans, strict=True):
         loss = lambda w, x, scan=scan: jnp.sum(scan(_step, x, w)[0])
